@@ -1,0 +1,21 @@
+"""Computer vision: train one model by one algorithm.
+
+    mpirun -np 5 python benchmarks/cv/train.py --algo dpsgd
+    horovodrun -np 16 -H host1:8,host2:8 python benchmarks/cv/train.py --algo dpsgd
+
+With no recipe, the paper's MNIST task (Section 2.2).
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from benchmarks.cv.mnist_task import MnistTask  # noqa: E402
+from horovod_dpsgd.training import main  # noqa: E402
+
+TASKS = {"mnist": MnistTask}
+
+if __name__ == "__main__":
+    main(__doc__, TASKS, HERE / "recipes", default_recipe="mnist")

@@ -1,0 +1,47 @@
+"""SSGD, synchronous SGD (eq. 1 of the paper), by Horovod's all-reduce.
+
+    w(t+1) = w(t) - alpha mean_j grad L_j(w(t))
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+
+import horovod.torch as hvd
+import torch
+from torch import nn
+
+from horovod_dpsgd.algorithms.base import Algorithm, averaged_buffers
+from horovod_dpsgd.learners import Learners
+
+
+class SSGD(Algorithm):
+    """Synchronous SGD around any PyTorch optimizer: Horovod averages the gradients, overlapped with the backward pass."""
+
+    name = "ssgd"
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners) -> None:
+        if not hvd.is_initialized():
+            hvd.init(comm=learners.world)
+        super().__init__(optimizer, model, learners)
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=named)
+
+    def begin_step(self) -> None:
+        return None  # Horovod starts when the first gradient is ready
+
+    def end_step(self) -> None:
+        start = time.perf_counter()
+        self.optimizer.synchronize()  # g_a = mean_j grad L_j(w(t))
+        self.exposed_seconds = time.perf_counter() - start
+        with self.optimizer.skip_synchronize():
+            self.optimizer.step()  # w(t+1) = w(t) - alpha g_a
+        self.step += 1
+
+    def averaged(self) -> AbstractContextManager[None]:
+        return averaged_buffers(self.model, self.learners)  # all learners hold w_a already
+
+    def bytes_sent_per_step(self) -> int:
+        """What a ring all-reduce sends: each learner 2 (n-1)/n of the gradients (MPI may choose another algorithm)."""
+        return 2 * (self.learners.size - 1) * self.parameters.nbytes // self.learners.size

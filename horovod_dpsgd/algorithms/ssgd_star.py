@@ -1,0 +1,55 @@
+"""SSGD*, synchronous SGD with Gaussian weight noise (the paper, Sections 2.2 and 4.3).
+
+    w_a(t+1) = w_a(t) - alpha mean_j grad L_j(w_a(t) + d_j),    d_j ~ N(0, sigma_0^2 I), fresh for every learner and step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from horovod_dpsgd.algorithms.ssgd import SSGD
+from horovod_dpsgd.learners import Learners, generator
+
+
+class SSGDStar(SSGD):
+    """SSGD with the gradients taken at noisy weights; the update applies to w_a, without the noise.
+
+    noise_std: sigma_0, the standard deviation of the noise on every weight; seed: of the noise, which also differs by rank.
+    """
+
+    name = "ssgd-star"
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners, noise_std: float, seed: int = 0
+    ) -> None:
+        super().__init__(optimizer, model, learners)
+        self.noise_std = noise_std
+        self.noise = generator(seed, learners.rank)
+        self.weights = self.parameters.gather()  # w_a, without noise
+        self._views = self.parameters.views(self.weights)
+        self.parameters.point_to(self._views)
+
+    def begin_step(self) -> None:
+        delta = torch.randn(self.parameters.numel, dtype=self.parameters.dtype, generator=self.noise).to(self.weights.device)
+        self.parameters.point_to(self.parameters.views(self.weights + self.noise_std * delta))
+
+    def end_step(self) -> None:
+        self.parameters.point_to(self._views)
+        super().end_step()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        with self.parameters.holding(self.weights), super().averaged():
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"noise": self.noise.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.noise.set_state(state["noise"])

@@ -1,0 +1,196 @@
+"""Who we are: the learners of this job, what each may use, and how they speak to and end each other.
+
+Starting is explicit (`start()`), happens once, and touches MPI alone: Horovod is neither imported nor initialised here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import random
+import sys
+import traceback
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from horovod_dpsgd.waiting import wait_until
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+STALL_TIMEOUT = 300.0  # seconds
+LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+
+
+@dataclass(frozen=True)
+class Learners:
+    """The learners of one job, seen from one of them.
+
+    world: all learners, on a duplicate of MPI_COMM_WORLD, so that no message meets Horovod's or the user's own.
+    node: the learners that share memory with this one.
+    node_of: for every learner the number of its node; learners of one number can read each other's memory in place.
+    hosts: the host names, one a learner.
+    """
+
+    world: MPI.Intracomm
+    node: MPI.Intracomm
+    node_of: tuple[int, ...]
+    hosts: tuple[str, ...]
+    stall_timeout: float = STALL_TIMEOUT
+
+    @property
+    def rank(self) -> int:
+        return self.world.rank
+
+    @property
+    def size(self) -> int:
+        return self.world.size
+
+    @property
+    def local_rank(self) -> int:
+        return self.node.rank
+
+    @property
+    def local_size(self) -> int:
+        return self.node.size
+
+    @property
+    def nodes(self) -> int:
+        return max(self.node_of) + 1
+
+    def shares_memory_with(self, rank: int) -> bool:
+        return self.node_of[rank] == self.node_of[self.rank]
+
+    def local_rank_of(self, rank: int) -> int:
+        """The rank inside `node` of a learner that shares memory with this one."""
+        return self.node_of[:rank].count(self.node_of[rank])
+
+    # Collective calls: every learner must make them, in the same order.
+
+    def wait(self, request: MPI.Request, what: str) -> None:
+        """Complete a non-blocking MPI operation without spinning; `what` names it in stall warnings."""
+        wait_until(request.Test, lambda: f"learner {self.rank} waits in {what} for the other learners", self.stall_timeout)
+
+    def barrier(self, what: str = "a barrier") -> None:
+        self.wait(self.world.Ibarrier(), what)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over learners, as a new tensor of the same shape, dtype and device."""
+        result = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if self.size > 1:
+            self.wait(self.world.Iallreduce(_in_place(), result.numpy()), "a sum over learners")
+        return result.to(tensor.device)
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean over learners, as a new tensor of the same shape, dtype and device."""
+        return self.sum(tensor).div_(self.size)
+
+    def mean_of(self, number: float) -> float:
+        return float(self.mean(torch.tensor([number], dtype=torch.float64)))
+
+    def gather(self, thing: Any) -> list[Any]:
+        """Every learner's `thing` (any small picklable object), by rank, on every learner."""
+        return self.world.allgather(thing)
+
+    def broadcast(self, thing: Any, root: int = 0) -> Any:
+        return self.world.bcast(thing, root)
+
+    def broadcast_(self, tensor: torch.Tensor, root: int = 0) -> None:
+        """Overwrite `tensor` with the root's values, on every learner."""
+        host = tensor.detach().cpu().contiguous()
+        self.wait(self.world.Ibcast(host.view(-1).view(torch.uint8).numpy(), root), "a broadcast")
+        tensor.detach().copy_(host)
+
+
+def _in_place() -> Any:
+    from mpi4py import MPI
+
+    return MPI.IN_PLACE
+
+
+@functools.lru_cache(maxsize=1)
+def start() -> Learners:
+    """Start MPI (thread level multiple) if it is not started, and return this job's learners; the same object every time.
+
+    Also sees to it that an exception on one learner ends the whole job: without that, a learner that leaves by an exception
+    waits in MPI_Finalize for the others, and they wait for it.
+    """
+    if _environment_integer(LOCAL_SIZE_VARIABLES, 1) > len(os.sched_getaffinity(0)):
+        # Collectives of Open MPI spin unless told otherwise; it decides by the slots it was promised, not by the cores there.
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    # Without an InfiniBand device Open MPI 5 reports for every window that UCX is not used; that is no error.
+    os.environ.setdefault("OMPI_MCA_osc_ucx_verbose", "-1")
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD.Dup()
+    node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
+    sys.excepthook = _abort_on_exception
+    atexit.register(_flush_output)
+    return describe(world, node)
+
+
+def describe(world: MPI.Intracomm, node: MPI.Intracomm, stall_timeout: float = STALL_TIMEOUT) -> Learners:
+    """The learners of `world`, of which those in `node` (a split of it) share memory. Collective."""
+    from mpi4py import MPI
+
+    leaders = world.allgather(node.bcast(world.rank, root=0))
+    number = {leader: index for index, leader in enumerate(dict.fromkeys(leaders))}
+    hosts = world.allgather(MPI.Get_processor_name())
+    return Learners(world, node, tuple(number[leader] for leader in leaders), tuple(hosts), stall_timeout)
+
+
+def abort(reason: str) -> None:
+    """End the whole job at once with exit status 1, on all hosts, after one line that names this learner."""
+    from mpi4py import MPI
+
+    print(f"horovod_dpsgd: learner {MPI.COMM_WORLD.rank} ends the job: {reason}", file=sys.stderr)
+    _flush_output()
+    MPI.COMM_WORLD.Abort(1)
+
+
+def _abort_on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    traceback.print_exception(kind, error, trace)
+    abort(f"{kind.__name__}: {error}")
+
+
+def _flush_output() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def environment_rank() -> int:
+    """This process's rank by the launcher's environment, known before MPI starts; 0 where no launcher is at work."""
+    return _environment_integer(RANK_VARIABLES, 0)
+
+
+def _environment_integer(names: tuple[str, ...], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
+
+
+def use_threads(learners: Learners) -> int:
+    """Give this learner its share of the cores it may run on (at least one); return the number of threads."""
+    cores = frozenset(os.sched_getaffinity(0))
+    # Some launchers bind each learner to cores of its own, others let all of a node's learners share what there is.
+    sharers = learners.node.allgather(cores).count(cores)
+    threads = max(1, len(cores) // sharers)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch, the same on all learners: they must build the same model."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generator(seed: int, *path: int) -> torch.Generator:
+    """A random stream of its own for (seed, path), for instance (seed, rank): the same on every machine and run."""
+    state = np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

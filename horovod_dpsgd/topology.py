@@ -1,0 +1,165 @@
+"""Who mixes with whom at step t: the mixing matrix T_t of DPSGD (Lian et al. 2017; the paper's footnote 2).
+
+Every T_t is symmetric and doubly stochastic, and is drawn from (seed, t) alone: all learners know the whole of it without a
+message, who reads a learner is whom it reads, and mixing keeps the mean of the weights (eq. 3).
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+
+class Topology(ABC):
+    """Mixing matrices T_t for `size` learners, t = 0, 1, 2, ...; n = `size` below."""
+
+    name: str
+    relabelled = False  # T_t is one matrix with its learners renamed by a random permutation
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        if size < 1:
+            raise ValueError(f"a topology needs at least one learner, not {size}")
+        self.size = size
+        self.seed = seed
+
+    @abstractmethod
+    def row(self, step: int, rank: int) -> dict[int, float]:
+        """T_t[rank, k] for every learner k with a weight, `rank` itself included; the weights add up to 1."""
+
+    @property
+    def period(self) -> int:
+        """After how many steps the matrices repeat (1 for random ones: each is like any other)."""
+        return 1
+
+    def partners(self, step: int, rank: int) -> list[int]:
+        """Whom learner `rank` reads, and who reads it, at `step`."""
+        return [k for k in self.row(step, rank) if k != rank]
+
+    def matrix(self, step: int) -> np.ndarray:
+        """T_t as an array [n, n]."""
+        matrix = np.zeros((self.size, self.size))
+        for rank in range(self.size):
+            for k, weight in self.row(step, rank).items():
+                matrix[rank, k] = weight
+        return matrix
+
+    def expected_gram(self) -> np.ndarray:
+        """E[T'T] over the matrices of this topology, [n, n]; exact.
+
+        Renaming the learners at random makes all diagonal entries equal and all others equal, so the trace says it all.
+        """
+        n = self.size
+        if self.relabelled and n > 1:
+            diagonal = np.trace(self.matrix(0).T @ self.matrix(0)) / n
+            other = (1 - diagonal) / (n - 1)
+            return np.full((n, n), other) + (diagonal - other) * np.eye(n)
+        return np.mean([self.matrix(t).T @ self.matrix(t) for t in range(self.period)], axis=0)
+
+    def consensus_contraction(self) -> float:
+        """By what factor one mixing step shrinks the variance between learners, in expectation and at worst.
+
+        The second largest eigenvalue of E[T'T]: 1/2 - 1/(2(n-1)) for random matchings of even n, and the square of the
+        second eigenvalue (1 + 2 cos(2 pi/n))/3 for a ring.
+        """
+        return second_eigenvalue(self.expected_gram())
+
+    def spectral_gap(self) -> float:
+        """1 - sqrt(consensus_contraction): 1 minus the second eigenvalue where T is one fixed matrix."""
+        return 1.0 - float(np.sqrt(self.consensus_contraction()))
+
+    def permutation(self, step: int) -> np.ndarray:
+        """A uniformly random permutation of the learners, [n], for (seed, step)."""
+        return _permutation(self.size, self.seed, step)
+
+
+@functools.lru_cache(maxsize=8)  # a learner asks several times in a step
+def _permutation(size: int, seed: int, step: int) -> np.ndarray:
+    return np.random.default_rng((seed, step)).permutation(size)
+
+
+def second_eigenvalue(symmetric: np.ndarray) -> float:
+    """The second largest absolute eigenvalue of a symmetric stochastic matrix (0 for a single learner)."""
+    magnitudes = np.sort(np.abs(np.linalg.eigvalsh(symmetric)))
+    return float(magnitudes[-2]) if len(magnitudes) > 1 else 0.0
+
+
+class Matching(Topology):
+    """A random perfect matching each step: everyone averages with one random partner (the paper, Section 4, after its
+    reference 59). For odd n one learner, a random one, sits out."""
+
+    name = "matching"
+    relabelled = True
+
+    def row(self, step: int, rank: int) -> dict[int, float]:
+        order = self.permutation(step)
+        place = int(np.flatnonzero(order == rank)[0])
+        other = place ^ 1
+        return {rank: 0.5, int(order[other]): 0.5} if other < self.size else {rank: 1.0}
+
+
+class Ring(Topology):
+    """A third each for oneself, the left and the right neighbour on a fixed ring (n = 2: halves)."""
+
+    name = "ring"
+
+    def row(self, step: int, rank: int) -> dict[int, float]:
+        return _thirds(rank, (rank - 1) % self.size, (rank + 1) % self.size)
+
+
+class RandomRing(Topology):
+    """The ring over a random permutation of the learners, a new one each step (Cui et al. 2021, arXiv 2110.11199)."""
+
+    name = "random-ring"
+    relabelled = True
+
+    def row(self, step: int, rank: int) -> dict[int, float]:
+        order = self.permutation(step)
+        place = int(np.flatnonzero(order == rank)[0])
+        return _thirds(rank, int(order[place - 1]), int(order[(place + 1) % self.size]))
+
+
+def _thirds(rank: int, left: int, right: int) -> dict[int, float]:
+    if left == right:  # one or two learners
+        return {rank: 0.5, left: 0.5} if left != rank else {rank: 1.0}
+    return {rank: 1 / 3, left: 1 / 3, right: 1 / 3}
+
+
+class Complete(Topology):
+    """Everyone averages with everyone: w_s = w_a, as in the paper's MNIST experiment (Section 2.2)."""
+
+    name = "complete"
+
+    def row(self, step: int, rank: int) -> dict[int, float]:
+        return dict.fromkeys(range(self.size), 1 / self.size)
+
+
+class Exponential(Topology):
+    """One partner, 2^k away, k = t mod log2(n): the edges of a hypercube, one dimension a step.
+
+    The partner is rank XOR 2^k, not rank + 2^k as in the directed one-peer graph (Ying et al. 2021): partners then read each
+    other, so T_t is symmetric. For n a power of two, log2(n) steps average exactly; else learners without a partner sit out.
+    """
+
+    name = "exponential"
+
+    @property
+    def period(self) -> int:
+        return max(1, (self.size - 1).bit_length())
+
+    def row(self, step: int, rank: int) -> dict[int, float]:
+        other = rank ^ (1 << step % self.period)
+        return {rank: 0.5, other: 0.5} if other < self.size else {rank: 1.0}
+
+
+TOPOLOGIES: dict[str, type[Topology]] = {
+    topology.name: topology for topology in (Matching, Ring, RandomRing, Complete, Exponential)
+}
+
+
+def create(name: str, size: int, seed: int = 0) -> Topology:
+    """The topology called `name` ("matching", "ring", ...). Raises ValueError, naming all, if there is none."""
+    if name not in TOPOLOGIES:
+        raise ValueError(f"unknown topology {name!r}: choose one of {', '.join(TOPOLOGIES)}")
+    return TOPOLOGIES[name](size, seed)

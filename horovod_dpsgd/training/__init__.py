@@ -1,0 +1,7 @@
+"""The one training loop that all benchmarks share. `main` is its command line."""
+
+from horovod_dpsgd.training.cli import main
+from horovod_dpsgd.training.recipe import Recipe
+from horovod_dpsgd.training.task import Batch, Score, Task
+
+__all__ = ["Batch", "Recipe", "Score", "Task", "main"]

@@ -1,0 +1,40 @@
+"""Divergence is a result: it ends a run early, and is written down.
+
+A run has diverged if a loss is not finite, or if the loss is back at chance, ln K, for good.
+"""
+
+from __future__ import annotations
+
+import math
+
+AT_CHANCE = 0.98  # of ln K and above counts as knowing nothing
+PATIENCE = 0.2  # of the run's steps spent at chance, after warm-up, count as "for good"
+
+
+class DivergenceWatch:
+    """Looks at the mean training loss of every step; all learners see the same numbers and decide alike."""
+
+    def __init__(self, chance_loss: float, warmup: int, total_steps: int) -> None:
+        self.limit = AT_CHANCE * chance_loss
+        self.warmup = warmup
+        self.patience = max(1, round(PATIENCE * total_steps))
+        self.at_step: int | None = None
+        self._chance_since: int | None = None
+
+    @property
+    def diverged(self) -> bool:
+        return self.at_step is not None
+
+    def see(self, first_step: int, losses: list[float]) -> None:
+        """The losses of the steps from `first_step` on. Sets `at_step` to the step from which on all was lost."""
+        for step, loss in enumerate(losses, first_step):
+            if self.diverged:
+                return
+            if not math.isfinite(loss):
+                self.at_step = step
+            elif loss < self.limit or step < self.warmup:
+                self._chance_since = None
+            elif self._chance_since is None:
+                self._chance_since = step
+            elif step - self._chance_since >= self.patience:
+                self.at_step = self._chance_since

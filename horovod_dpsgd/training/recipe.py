@@ -1,0 +1,173 @@
+"""A recipe: every hyper-parameter of a training run, from a YAML file, overridden by the command line."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from horovod_dpsgd import schedules
+from horovod_dpsgd.algorithms import ALGORITHMS
+from horovod_dpsgd.errors import RecipeError
+from horovod_dpsgd.topology import TOPOLOGIES
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+class Recipe(BaseModel):
+    """One run. What a number comes from is said in the recipe files, beside it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    # What is trained
+    task: str
+    model: str
+    model_options: dict[str, Any] = {}
+    data_dir: Path | None = None
+    synthetic: bool = False  # random data of the task's shapes, to measure speed
+
+    # By which algorithm
+    algo: str = "dpsgd"
+    topology: str = "matching"
+    noise_std: float = Field(0.0, ge=0)  # SSGD*: standard deviation of the weight noise
+
+    # By which optimizer
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(gt=0)  # the peak rate, after scaling and warm-up
+    momentum: float = Field(0.0, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = Field(None, gt=0)  # of the local gradient
+
+    # For how long, and at which rate
+    batch_size: int = Field(gt=0)  # global: of all learners together
+    epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, gt=0)
+    warmup: int = Field(0, ge=0)  # steps
+    warmup_from: float = Field(0.0, ge=0)  # the rate that warm-up starts from
+    decay: Literal["constant", "steps", "exponential", "cosine"] = "constant"
+    decay_epochs: list[float] = []  # steps: when; exponential: the first is when it begins
+    decay_gamma: float = Field(0.1, gt=0, le=1)
+
+    # How
+    seed: int = Field(0, ge=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+    amp: bool = False  # bfloat16 autocast
+    slow_learner: str | None = Field(None, pattern=r"^\d+:\d+(\.\d+)?$")  # RANK:FACTOR
+    stall_timeout: float = Field(300.0, ge=0)  # seconds; 0: wait for ever
+
+    # What is written, in steps; 0: never (evaluation always comes at the end)
+    log_every: int = Field(50, gt=0)
+    eval_every: int = Field(0, ge=0)
+    checkpoint_every: int = Field(0, ge=0)
+    diagnostics: bool = False
+    diagnostics_every: int = Field(10, gt=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.algo not in ALGORITHMS:
+            raise ValueError(f"unknown algo {self.algo!r}: choose one of {', '.join(ALGORITHMS)}")
+        if self.topology not in TOPOLOGIES:
+            raise ValueError(f"unknown topology {self.topology!r}: choose one of {', '.join(TOPOLOGIES)}")
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("one of epochs and max_steps must be given")
+        if (self.algo == "ssgd-star") != (self.noise_std > 0):
+            raise ValueError("noise_std must be above 0 for ssgd-star, and belongs to no other algo")
+        if self.decay in ("steps", "exponential") and not self.decay_epochs:
+            raise ValueError(f"decay {self.decay!r} needs decay_epochs")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum")
+        if self.optimizer != "sgd" and self.momentum:
+            raise ValueError(f"momentum is for sgd; {self.optimizer} has betas")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device cuda: PyTorch finds no GPU here")
+        return self
+
+    def check_learners(self, size: int) -> None:
+        """Raise RecipeError if the recipe cannot be run by `size` learners."""
+        if self.batch_size % size:
+            raise RecipeError(f"batch_size {self.batch_size} (global) is not divisible by {size} learners")
+        if self.slow_learner and self.slow_rank_and_factor[0] >= size:
+            raise RecipeError(f"slow_learner {self.slow_learner}: the ranks are 0 to {size - 1}")
+
+    @property
+    def slow_rank_and_factor(self) -> tuple[int, float]:
+        rank, factor = (self.slow_learner or "0:1").split(":")
+        return int(rank), float(factor)
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """Whole global batches in an epoch. Raises RecipeError if there is none."""
+        if samples < self.batch_size:
+            raise RecipeError(f"batch_size {self.batch_size} is larger than the training set of {samples} samples")
+        return samples // self.batch_size
+
+    def total_steps(self, samples: int) -> int:
+        by_epochs = math.inf if self.epochs is None else round(self.epochs * self.steps_per_epoch(samples))
+        return int(max(1, min(by_epochs, math.inf if self.max_steps is None else self.max_steps)))
+
+    def schedule(self, samples: int) -> schedules.Schedule:
+        """The learning rate as a function of the step."""
+        milestones = [round(epoch * self.steps_per_epoch(samples)) for epoch in self.decay_epochs]
+        match self.decay:
+            case "steps":
+                after = schedules.step_decay(self.lr, milestones, self.decay_gamma)
+            case "exponential":
+                every = self.steps_per_epoch(samples)
+                after = schedules.exponential_decay(self.lr, milestones[0], every, self.decay_gamma)
+            case "cosine":
+                after = schedules.cosine_decay(self.lr, self.warmup, self.total_steps(samples))
+            case _:
+                after = schedules.constant(self.lr)
+        return schedules.linear_warmup(after, self.warmup, self.warmup_from)
+
+    def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        weights = [p for p in model.parameters() if p.requires_grad]
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                weights, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            )
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(weights, self.lr, self.betas, weight_decay=self.weight_decay)
+
+    def save(self, path: Path) -> None:
+        """Write the whole recipe, defaults included, so that it can be run again."""
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:
+    """The recipe `folder`/NAME.yaml, or a file, with `overrides` (None: not given) put over it.
+
+    Raises RecipeError, in one line, for a file that is missing or not YAML, an unknown key, or an impossible value.
+    """
+    path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else folder / f"{name_or_file}.yaml"
+    try:
+        keys = yaml.safe_load(path.read_text())
+    except OSError as error:
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise RecipeError(f"recipe {name_or_file!r} cannot be read ({error.strerror}); known here: {known}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(keys, dict):
+        raise RecipeError(f"{path} must hold keys and values")
+    return _validated(keys | {key: value for key, value in overrides.items() if value is not None})
+
+
+def _validated(keys: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(keys)
+    except ValidationError as error:
+        problems = "; ".join(_one_line(problem) for problem in error.errors())
+        raise RecipeError(problems) from error
+
+
+def _one_line(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {place!r}"
+    return f"{place}: {message}" if place else message

@@ -1,0 +1,117 @@
+"""A run's folder: `config.yaml`, `metrics.jsonl`, TensorBoard events, `result.json`, and a progress bar on rank 0.
+
+Only rank 0 writes; the other learners have a `SilentRunLog`, so that nobody has to ask who they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from horovod_dpsgd.training.recipe import Recipe
+
+
+class SilentRunLog:
+    """The log of the learners that do not write."""
+
+    def metrics(self, step: int, values: dict[str, float], advanced: int = 0) -> None:
+        """Note `values` for `step`; the bar advances by so many steps."""
+
+    def say(self, line: str) -> None:
+        """A line for the user."""
+
+    def result(self, values: dict[str, Any]) -> None:
+        """The run has ended: write its result."""
+
+    def close(self) -> None:
+        """Release files and the terminal."""
+
+
+class RunLog(SilentRunLog):
+    """The log of rank 0, in `folder`; `steps` of `total` are done already (resumed)."""
+
+    def __init__(self, folder: Path, recipe: Recipe, done: int, total: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+        from tqdm import tqdm
+
+        self.folder = folder
+        recipe.save(folder / "config.yaml")
+        _keep_lines_until(folder / "metrics.jsonl", done)
+        self._lines = (folder / "metrics.jsonl").open("a")
+        self._events = SummaryWriter(str(folder), purge_step=done)
+        name = f"{recipe.task} {recipe.algo}"
+        self._bar = tqdm(total=total, initial=done, desc=name, unit="step", mininterval=1.0, dynamic_ncols=True)
+
+    def metrics(self, step: int, values: dict[str, float], advanced: int = 0) -> None:
+        line = {"step": step} | {name: _json_number(value) for name, value in values.items()}
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        self._bar.update(advanced)
+        if "train_loss" in values:
+            self._bar.set_postfix_str(f"loss {values['train_loss']:.4g}", refresh=False)
+
+    def say(self, line: str) -> None:
+        self._bar.write(line)
+
+    def result(self, values: dict[str, Any]) -> None:
+        partial = self.folder / ".result.json"
+        partial.write_text(json.dumps(_json_numbers(values), indent=2) + "\n")
+        partial.rename(self.folder / "result.json")
+
+    def close(self) -> None:
+        self._bar.close()
+        self._events.close()
+        self._lines.close()
+
+
+def versions() -> dict[str, str]:
+    """Of everything a result may depend on."""
+    from mpi4py import MPI
+
+    packages = ("horovod_dpsgd", "torch", "torchvision", "numpy", "mpi4py", "horovod")
+    found = {name: _version(name) for name in packages}
+    library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")
+    return {"python": platform.python_version(), **found, "mpi_library": library}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def git_revision() -> str | None:
+    """The commit of the code that runs, "-dirty" if it was changed since; None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _json_number(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity: they are null there."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _json_numbers(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _json_numbers(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_json_numbers(value) for value in values]
+    return _json_number(values)
+
+
+def _keep_lines_until(path: Path, step: int) -> None:
+    """Drop what an interrupted run wrote after the checkpoint that is resumed from."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in lines))

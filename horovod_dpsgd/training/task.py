@@ -1,0 +1,85 @@
+"""What a benchmark brings to the loop: data, model, loss. Everything else is shared."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from horovod_dpsgd.learners import generator
+
+Batch = tuple[Tensor, ...]
+
+
+class Score(NamedTuple):
+    """Sums over a batch, to be added up over batches and learners."""
+
+    loss: float  # the sum of the samples' losses, nats
+    errors: float
+    count: float
+
+
+class Task(ABC):
+    """One data set and loss; a new task is a subclass of this in `benchmarks/`.
+
+    samples: in the training set; classes: K, so that ln K is the loss of knowing nothing; data: what it was trained on, in
+    words fit to stand beside a result.
+    """
+
+    samples: int
+    classes: int
+    data: str
+
+    @abstractmethod
+    def make_model(self) -> nn.Module:
+        """A fresh model; PyTorch's random state is seeded alike on all learners before the call."""
+
+    @abstractmethod
+    def train_batches(self, indices: Iterable[Tensor]) -> Iterator[Batch]:
+        """A batch for each tensor of sample numbers [B], augmented as training wants it."""
+
+    @abstractmethod
+    def shard_batches(self, part: str, shard: int, shards: int) -> Iterator[Batch]:
+        """Every `shards`-th sample of the "train" or "heldout" part from `shard` on, in large batches, not augmented."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss over the batch, a scalar to differentiate."""
+
+    @abstractmethod
+    def score(self, model: nn.Module, batch: Batch) -> Score:
+        """What the batch adds to the held-out loss and error."""
+
+    @property
+    def chance_loss(self) -> float:
+        """ln K, the cross-entropy of a uniform guess: where a diverged run ends up."""
+        return math.log(self.classes)
+
+
+class Sampler:
+    """Which training samples learner `rank` of `size` takes at each step: an iterable over steps from `start` on.
+
+    Every epoch has a random order of its own, drawn from (seed, epoch). Step s of an epoch takes the s-th `batch` samples of
+    that order, of which the learner takes the rank-th part. Thus all learners together take the same samples whatever `size`
+    is, and a resumed run goes on where it was. Samples that do not fill a global batch are left out for that epoch.
+    """
+
+    def __init__(self, samples: int, batch: int, rank: int, size: int, seed: int, start: int, stop: int) -> None:
+        self.samples, self.batch, self.seed = samples, batch, seed
+        self.local = batch // size
+        self.offset = rank * self.local
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[Tensor]:
+        steps_per_epoch = self.samples // self.batch
+        order, order_epoch = torch.empty(0), -1
+        for step in range(self.start, self.stop):
+            epoch, place = divmod(step, steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = torch.randperm(self.samples, generator=generator(self.seed, epoch)), epoch
+            first = place * self.batch + self.offset
+            yield order[first : first + self.local]
