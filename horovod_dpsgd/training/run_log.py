@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from horovod_dpsgd import __version__
 from horovod_dpsgd.training.recipe import Recipe
 
 
@@ -75,10 +76,9 @@ def versions() -> dict[str, str]:
     """Of everything a result may depend on."""
     from mpi4py import MPI
 
-    packages = ("horovod_dpsgd", "torch", "torchvision", "numpy", "mpi4py", "horovod")
-    found = {name: _version(name) for name in packages}
+    found = {name: _version(name) for name in ("torch", "torchvision", "numpy", "mpi4py", "horovod")}
     library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")
-    return {"python": platform.python_version(), **found, "mpi_library": library}
+    return {"horovod_dpsgd": __version__, "python": platform.python_version(), **found, "mpi_library": library}
 
 
 def _version(package: str) -> str:

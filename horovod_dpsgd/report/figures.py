@@ -1,0 +1,112 @@
+"""Curves over training steps: the median over seeds as a line, each seed as a thin one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+
+from horovod_dpsgd.report.runs import Run, by_settings
+
+mpl.use("Agg")  # files only: no display is needed
+from matplotlib import pyplot as plt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The paper draws DPSGD green, SSGD red and SSGD* blue; these are their neighbours in Okabe and Ito's palette, which can be
+# told apart by the colour-blind. Line styles differ too.
+STYLES: dict[str, dict[str, str]] = {
+    "dpsgd": {"color": "#009E73", "linestyle": "-"},
+    "ssgd": {"color": "#D55E00", "linestyle": "--"},
+    "ssgd-star": {"color": "#0072B2", "linestyle": "-."},
+}
+
+
+def draw(axes: Axes, runs: Iterable[Run], metric: str, label: bool = True) -> None:
+    """The curves of `metric`: one median line for each setting, over thin lines for its runs.
+
+    Step 0 is left out: all learners have the same weights there, and on a logarithmic axis nothing else could be seen.
+    """
+    for group in by_settings(runs):
+        style = STYLES.get(group[0].result["algo"], {})
+        curves = [_after_start(*run.curve(metric)) for run in group]
+        if len(group) > 1:
+            for steps, values in curves:
+                axes.plot(steps, values, linewidth=0.5, alpha=0.35, **style)
+        steps, median = _median(curves)
+        text = group[0].label + (f", median of {len(group)}" if len(group) > 1 else "")
+        axes.plot(steps, median, linewidth=1.8, label=text if label else None, **style)
+
+
+def _after_start(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return steps[steps > 0], values[steps > 0]
+
+
+def _median(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The median over runs at every step that any run has; a run that ended early counts as long as it lasted."""
+    steps = np.unique(np.concatenate([steps for steps, _ in curves]))
+    values = np.full((len(curves), len(steps)), np.nan)
+    for row, (own_steps, own_values) in zip(values, curves, strict=True):
+        row[np.searchsorted(steps, own_steps)] = own_values
+    seen = np.isfinite(values).any(axis=0)
+    return steps[seen], np.nanmedian(values[:, seen], axis=0)
+
+
+def figure_2(runs: Sequence[Run], lr: float) -> Figure:
+    """Figure 2 of the paper: (a) training loss; (b) effective learning rate and weight variance."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    draw(left, runs, "train_loss")
+    left.set(xlabel="step", ylabel="training loss", yscale="log", title="(a) training loss")
+    left.legend()
+    right.remove()
+    upper, lower = figure.add_gridspec(2, 2)[:, 1].subgridspec(2, 1).subplots(sharex=True)
+    measured = [run for run in runs if run.result["algo"] in ("dpsgd", "ssgd")]
+    draw(upper, measured, "effective_lr")
+    upper.axhline(lr, color="gray", linewidth=0.8, linestyle=":", label=r"$\alpha$")
+    upper.set(ylabel=r"$\alpha_e$", title="(b) effective learning rate and weight variance")
+    upper.set_ylim(0, 2 * lr)
+    upper.legend(fontsize="small")
+    draw(lower, [run for run in measured if run.result["algo"] == "dpsgd"], "weight_variance", label=False)
+    lower.set(xlabel="step", ylabel=r"$\sigma_w^2 = \mathrm{Tr}\,C$", yscale="log")
+    return figure
+
+
+def noise_strength(runs: Sequence[Run]) -> Figure:
+    """The noise strengths of the paper's Appendix B along the DPSGD runs."""
+    figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
+    dpsgd = [run for run in runs if run.result["algo"] == "dpsgd"]
+    kinds = {
+        "noise": (r"$\Delta_{DP}$", "#009E73", "-"),
+        "noise_ssgd": (r"$\Delta_S$", "#D55E00", "--"),
+        "noise_2": (r"$\Delta^{(2)}$", "#0072B2", "-."),
+    }
+    for metric, (label, color, linestyle) in kinds.items():
+        axes.plot(*_median([_after_start(*run.curve(metric)) for run in dpsgd]), color=color, linestyle=linestyle, label=label)
+    axes.set(xlabel="step", ylabel="noise strength", yscale="log", title=f"noise in DPSGD (median of {len(dpsgd)})")
+    axes.legend()
+    return figure
+
+
+def learning_curves(runs: Sequence[Run]) -> Figure:
+    """Training loss, and held-out error where it was measured on the way."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axes, metric, name in ((left, "train_loss", "training loss"), (right, "heldout_error_percent", "held-out error %")):
+        draw(axes, [run for run in runs if len(run.curve(metric)[0])], metric)
+        axes.set(xlabel="step", ylabel=name, yscale="log")
+    left.legend()
+    return figure
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write the figure as PNG and SVG beside each other; return both paths."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    for file in files:
+        figure.savefig(file, dpi=150)
+    plt.close(figure)
+    return files

@@ -1,0 +1,80 @@
+"""Run folders, read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from horovod_dpsgd.errors import UserError
+
+# What makes two runs the same but for the seed.
+SETTINGS = ("task", "model", "algo", "topology", "optimizer", "learners", "global_batch", "lr")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended: its `result.json` and the lines of its `metrics.jsonl`."""
+
+    folder: Path
+    result: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def error_percent(self) -> float:
+        """Held-out error of the model at w_a; NaN if its loss was not finite."""
+        return _number(self.result["heldout"]["error_percent"])
+
+    @property
+    def heldout_loss(self) -> float:
+        return _number(self.result["heldout"]["loss"])
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """Equal for runs that differ in nothing but the seed."""
+        config = self.result["config"]
+        options = json.dumps(config["model_options"], sort_keys=True)
+        return (*(self.result[key] for key in SETTINGS), config["noise_std"], config["max_steps"], options)
+
+    @property
+    def label(self) -> str:
+        """The algorithm as it stands in tables: "SSGD* (0.05)", "DPSGD, complete"."""
+        name = self.result["algo"].upper().replace("-STAR", "*")
+        if self.result["topology"]:
+            return f"{name}, {self.result['topology']}"
+        noise = self.result["config"]["noise_std"]
+        return f"{name} (std {noise:g})" if noise else name
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a metric, where it was logged; what was not finite is NaN."""
+        points = [(line["step"], _number(line[name])) for line in self.metrics if name in line]
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        return np.array(steps), np.array(values, dtype=float)
+
+
+def load(folder: Path) -> Run:
+    """Read a run folder. Raises UserError if it holds no run that ended."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"{folder} holds no run that ended: {Path(error.filename).name} is missing") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder}/result.json is damaged: {error}") from error
+    return Run(folder, result, [json.loads(line) for line in lines])
+
+
+def by_settings(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs that differ only in the seed together, in the order of their first."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.settings, []).append(run)
+    return list(groups.values())
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,51 @@
+"""A comparison of runs as a Markdown table: median and range over the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from horovod_dpsgd.report.runs import Run, by_settings
+
+HEADER = ("algorithm", "learners", "batch", "lr", "runs", "diverged", "held-out error %", "held-out loss", "step ms")
+
+
+def comparison(runs: Iterable[Run], extra: dict[str, Callable[[Sequence[Run]], str]] | None = None) -> str:
+    """One row for all runs of the same settings. `extra` adds columns: a heading, and the cell for a row's runs."""
+    extra = extra or {}
+    rows = [[*_cells(group), *(cell(group) for cell in extra.values())] for group in by_settings(runs)]
+    return markdown([*HEADER, *extra], rows)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up in plain text too."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def median_and_range(values: Sequence[float], digits: int = 2) -> str:
+    """"2.71 (2.64 - 2.93)"; the median alone for one value, "-" where nothing is finite."""
+    finite = [value for value in values if np.isfinite(value)]
+    if not finite:
+        return "-"
+    middle = f"{np.median(finite):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(finite):.{digits}f} - {max(finite):.{digits}f})"
+
+
+def _cells(group: Sequence[Run]) -> list[str]:
+    first = group[0].result
+    return [
+        group[0].label,
+        str(first["learners"]),
+        str(first["global_batch"]),
+        f"{first['lr']:g}",
+        str(len(group)),
+        str(sum(run.result["diverged"] for run in group)),
+        median_and_range([run.error_percent for run in group]),
+        median_and_range([run.heldout_loss for run in group], 4),
+        f"{1e3 * np.median([run.result['step_seconds_median'] for run in group]):.1f}",
+    ]
