@@ -60,7 +60,10 @@ class Algorithm(ABC):
         """What this learner sends in a step, or lets others read of it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All this learner needs to go on bit for bit, beside its data position. Valid between steps."""
+        """All this learner needs to go on bit for bit, beside its data position. Valid between steps.
+
+        The weights are copies; the optimizer's state, as PyTorch has it, are references to what training changes.
+        """
         model = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         return {"algorithm": self.name, "step": self.step, "model": model, "optimizer": self.optimizer.state_dict()}
 
@@ -68,7 +71,6 @@ class Algorithm(ABC):
         """Go on from `state`, saved by the same algorithm with as many learners. Collective."""
         if state["algorithm"] != self.name:
             raise ValueError(f"the state is of {state['algorithm']}, not of {self.name}")
-        self.learners.barrier("the loading of a state")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]

@@ -55,6 +55,7 @@ class DPSGD(Algorithm):
         return self.exchange.bytes_sent(self.step)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.exchange.settle()
         super().load_state_dict(state)
         self.exchange.restart(self.step)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import AbstractContextManager
 
@@ -23,6 +24,8 @@ class SSGD(Algorithm):
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners) -> None:
         if not hvd.is_initialized():
+            if learners.stall_timeout:
+                os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(round(learners.stall_timeout)))
             hvd.init(comm=learners.world)
         super().__init__(optimizer, model, learners)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

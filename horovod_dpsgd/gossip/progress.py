@@ -10,40 +10,58 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 from horovod_dpsgd.learners import Learners
-from horovod_dpsgd.waiting import Backoff
 
-# A job yields whenever it has to wait, True if it got something done since the last time.
-Job = Generator[bool, None, None]
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
-IDLE_SLEEP = 0.5e-3  # seconds between two looks into MPI while nothing is under way: below 5 % of a core
+# A job yields, whenever it has to wait, for how many seconds nothing need be looked at.
+Job = Generator[float, None, None]
+
+IDLE = 0.5e-3  # seconds between two looks into MPI when nothing is under way: a few per cent of a core
+MOVING = 20e-6  # the same while data comes in; a socket's buffer must not run full
+
+
+def completion(request: MPI.Request) -> Job:
+    """The job of driving an MPI operation to its end."""
+    while not request.Test():
+        yield MOVING
 
 
 class Pending:
-    """A job under way; `wait` for it before using what it brings."""
+    """A job under way; wait until it is `done` before using what it brings."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
         self._finished = threading.Event()
 
     def finish(self, error: BaseException | None = None) -> None:
-        self.error = error
+        self._error = error
         self._finished.set()
 
     def done(self) -> bool:
         """Whether the job has ended. Raises what it raised."""
-        if self.error is not None:
-            raise self.error
+        if self._error is not None:
+            raise self._error
         return self._finished.is_set()
 
 
 class ProgressEngine:
-    """Runs jobs one after the other on a thread, and lets MPI answer other learners' requests between them."""
+    """Runs jobs one after the other on a thread, and lets MPI answer other learners' requests all the time.
+
+    Raises RuntimeError if MPI was started without MPI_THREAD_MULTIPLE.
+    """
 
     def __init__(self, learners: Learners) -> None:
+        from mpi4py import MPI
+
+        if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+            raise RuntimeError("more than one node needs MPI_THREAD_MULTIPLE: start MPI by mpi4py, or ask for that level")
         self._comm = learners.world.Dup()
         self._jobs: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="horovod_dpsgd-progress", daemon=True)
@@ -55,7 +73,7 @@ class ProgressEngine:
         return pending
 
     def close(self) -> None:
-        """Finish what was submitted, then end the thread."""
+        """Finish what was submitted, then end the thread. Collective."""
         self._jobs.put(None)
         self._thread.join()
         self._comm.Free()
@@ -63,8 +81,10 @@ class ProgressEngine:
     def _run(self) -> None:
         while (pending := self._next()) is not None:
             try:
-                self._complete(pending.job)
-            except BaseException as error:  # handed to the learner, who raises it where it waits
+                for pause in pending.job:
+                    self._answer()
+                    time.sleep(pause)
+            except BaseException as error:  # raised again in the learner's thread, where it waits for the job
                 pending.finish(error)
             else:
                 pending.finish()
@@ -72,18 +92,9 @@ class ProgressEngine:
     def _next(self) -> Pending | None:
         while True:
             try:
-                return self._jobs.get(timeout=IDLE_SLEEP)
+                return self._jobs.get(timeout=IDLE)
             except queue.Empty:
                 self._answer()
-
-    def _complete(self, job: Job) -> None:
-        backoff = Backoff(longest=IDLE_SLEEP)
-        for progressed in job:
-            self._answer()
-            if progressed:
-                backoff.reset()
-            else:
-                backoff.pause()
 
     def _answer(self) -> None:
         self._comm.Iprobe()  # matches nothing; entering the library is what counts

@@ -5,7 +5,7 @@ Every learner exposes two slots of flat weights and three counters:
     [ published[0] | published[1] | consumed | ... ] [ slot 0 ] [ slot 1 ]        int64, then the weights' dtype
 
 The memory comes from `MPI.Win.Allocate_shared` on the learners of one node, who read each other's slots in place. Where
-there is more than one node, the same memory is exposed to everyone by `MPI.Win.Create` and read by `Get`. (That pair works
+there is more than one node, the same memory is exposed to everyone by `MPI.Win.Create` and read by `Rget`. (That pair works
 on Open MPI 5 and MPICH 4; `Create` over ordinary memory does not everywhere: open-mpi/ompi#8112.)
 
 Nothing is ever written into another learner's memory.
@@ -32,7 +32,7 @@ NUMPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 @dataclass(frozen=True)
 class Counters:
-    """What a learner says of itself; each value was true at some moment before now, and none ever falls.
+    """What a learner says of itself; each value was true at some moment before now, and none falls while learners exchange.
 
     published: for even and for odd t, the last t at which w(t) was complete, and the slot it is in, as (t, slot).
     consumed: how many steps' reads this learner has finished.
@@ -40,6 +40,12 @@ class Counters:
 
     published: tuple[tuple[int, int], tuple[int, int]]
     consumed: int
+
+    @classmethod
+    def read(cls, memory: np.ndarray) -> Counters:
+        """From the first int64s of a learner's memory (or a copy of them)."""
+        even, odd, consumed = memory[:COUNTERS].tolist()
+        return cls(((even >> 1, even & 1), (odd >> 1, odd & 1)), consumed)
 
     @property
     def last_published(self) -> int:
@@ -57,8 +63,6 @@ class Window:
         from mpi4py import MPI  # here and not above: importing it starts MPI
 
         self.learners = learners
-        self.numel = numel
-        self.dtype = dtype
         self.slot_bytes = numel * dtype.itemsize
         nbytes = HEADER_BYTES + 2 * self.slot_bytes
         info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # each learner's part on pages of its own (NUMA)
@@ -71,8 +75,8 @@ class Window:
             if learners.shares_memory_with(rank)
         }
         self._own = self._local[learners.rank]
-        self.slots = self._own.slots
         self._own.raw[:] = 0
+        self.slots = self._own.slots
         self._byte = MPI.BYTE
         self._remote: MPI.Win | None = None
         if learners.nodes > 1:
@@ -81,46 +85,46 @@ class Window:
 
     # Writing: one's own slots and counters.
 
+    def reset(self) -> None:
+        """Forget what was published and consumed, while nobody looks."""
+        self._own.counters[:COUNTERS] = 0
+
     def publish(self, version: int, slot: int) -> None:
         """Say that `slot` holds w(version), complete."""
         self._shared.Sync()  # a full memory barrier: the weights are visible before the counter is
         self._own.counters[version % 2] = version << 1 | slot
 
     def consume(self, steps: int) -> None:
-        """Say that the reads of the first `steps` steps are done, so that their slots may be written again."""
+        """Say that the reads of the first `steps` steps are done, so that what they read may be written over."""
         self._shared.Sync()
         self._own.counters[2] = steps
 
-    # Reading: anybody's.
+    # Reading in place: learners of this node.
 
     def counters(self, rank: int) -> Counters:
-        """The counters of any learner. For one of another node this is a round trip over the network."""
-        if rank in self._local:
-            values = self._local[rank].counters[:COUNTERS].tolist()
-            self._shared.Sync()  # what the counters promise is visible after this
-        else:
-            copy = np.zeros(COUNTERS, np.int64)
-            # Eight aligned bytes are copied whole by every MPI library met so far; an atomic read (Fetch_and_op) would be the
-            # standard's way, at several times the latency over TCP (open-mpi/ompi#14437).
-            self._get(rank, copy, 0)
-            values = copy.tolist()
-        even, odd, consumed = values
-        return Counters(((even >> 1, even & 1), (odd >> 1, odd & 1)), consumed)
+        counters = Counters.read(self._local[rank].counters)
+        self._shared.Sync()  # what the counters promise is visible after this
+        return counters
 
-    def local_slot(self, rank: int, slot: int) -> Tensor:
-        """A slot [numel] of a learner that shares memory with this one, to be read in place."""
+    def slot(self, rank: int, slot: int) -> Tensor:
+        """A slot [numel] of another learner; it may be read while the counters say so."""
         return self._local[rank].slots[slot]
 
-    def start_get(self, rank: int, slot: int, out: Tensor) -> MPI.Request:
-        """Start to copy a slot of a learner on another node into `out` [numel]; it is there when the request completes."""
-        assert self._remote is not None
-        offset = HEADER_BYTES + slot * self.slot_bytes
-        return self._remote.Rget(_bytes(out), rank, (offset, self.slot_bytes, self._byte))
+    # Reading by copy: learners of other nodes. What was asked for is there when the request completes.
 
-    def _get(self, rank: int, out: np.ndarray, offset: int) -> None:
-        assert self._remote is not None
-        self._remote.Get(out.view(np.uint8), rank, (offset, out.nbytes, self._byte))
-        self._remote.Flush(rank)
+    def get_counters(self, rank: int, out: np.ndarray) -> MPI.Request:
+        """Start to copy a learner's counters into `out` (int64 [COUNTERS]), for `Counters.read`."""
+        # Every MPI library met so far copies eight aligned bytes whole. The standard's way, an atomic read by Fetch_and_op,
+        # takes several times as long over TCP (open-mpi/ompi#14437).
+        return self._get(rank, 0, out)
+
+    def get_slot(self, rank: int, slot: int, out: Tensor) -> MPI.Request:
+        """Start to copy a learner's slot into `out` [numel]."""
+        return self._get(rank, HEADER_BYTES + slot * self.slot_bytes, out.numpy())
+
+    def _get(self, rank: int, offset: int, out: np.ndarray) -> MPI.Request:
+        assert self._remote is not None, "all learners are on this node"
+        return self._remote.Rget(out.view(np.uint8), rank, (offset, out.nbytes, self._byte))
 
     def free(self) -> None:
         """Give the memory back, once everyone is done reading. Tensors on it must not be used after this."""
@@ -139,7 +143,3 @@ class _Memory:
         self.counters = self.raw[:HEADER_BYTES].view(np.int64)
         weights = self.raw[HEADER_BYTES:].view(NUMPY_TYPES[dtype])
         self.slots = [torch.from_numpy(weights[i * numel : (i + 1) * numel]) for i in range(2)]
-
-
-def _bytes(tensor: Tensor) -> np.ndarray:
-    return tensor.numpy().view(np.uint8)

@@ -48,7 +48,7 @@ class Trainer:
         self.step = 0
         if resume:
             self._resume()
-        self.log = RunLog(folder, recipe, self.step, self.total_steps) if learners.rank == 0 else SilentRunLog()
+        self.log: SilentRunLog = RunLog(folder, recipe, self.step, self.total_steps) if learners.rank == 0 else SilentRunLog()
         self.divergence = DivergenceWatch(task.chance_loss, recipe.warmup, self.total_steps)
         self._losses: list[Tensor] = []  # of the steps since the last log line
         self._step_seconds: list[float] = []

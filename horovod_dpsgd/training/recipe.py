@@ -107,7 +107,9 @@ class Recipe(BaseModel):
         return samples // self.batch_size
 
     def total_steps(self, samples: int) -> int:
-        by_epochs = math.inf if self.epochs is None else round(self.epochs * self.steps_per_epoch(samples))
+        """Steps of the run: all `epochs`, or `max_steps` if that is less. Raises RecipeError like `steps_per_epoch`."""
+        steps_per_epoch = self.steps_per_epoch(samples)
+        by_epochs = math.inf if self.epochs is None else round(self.epochs * steps_per_epoch)
         return int(max(1, min(by_epochs, math.inf if self.max_steps is None else self.max_steps)))
 
     def schedule(self, samples: int) -> schedules.Schedule:

@@ -1,0 +1,51 @@
+"""`DecentralizedOptimizer` in a script of one's own: scheduler, two parameter groups, state_dict, averaged evaluation."""
+
+import copy
+import sys
+
+import problems
+import torch
+
+import horovod_dpsgd as dpsgd
+
+us = dpsgd.init()
+net = problems.model()
+first, second = list(net.parameters())[:2], list(net.parameters())[2:]
+inner = torch.optim.SGD([{"params": first}, {"params": second, "lr": 0.05}], lr=0.1, momentum=0.9)
+optimizer = dpsgd.DecentralizedOptimizer(inner, net, topology="matching", seed=4)
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
+
+
+def train(start: int, stop: int) -> torch.Tensor:
+    for step in range(start, stop):
+        optimizer.zero_grad()
+        problems.loss(net, problems.batch(step, dpsgd.rank())).backward()
+        optimizer.step()
+        scheduler.step()
+    return problems.flat(net)
+
+
+train(0, 4)
+assert [group["lr"] for group in inner.param_groups] == [0.05, 0.025], "the scheduler reaches the wrapped optimizer"
+assert optimizer.algorithm.exchange.step == 4, "one step of the topology per step, however many parameter groups"
+saved, saved_scheduler = copy.deepcopy(optimizer.state_dict()), scheduler.state_dict()
+after = train(4, 9)
+optimizer.load_state_dict(saved)
+scheduler.load_state_dict(saved_scheduler)
+assert torch.equal(train(4, 9), after), "going on from a state_dict repeats the steps bit for bit"
+
+everyone = us.gather(problems.flat(net))
+with optimizer.averaged():
+    torch.testing.assert_close(problems.flat(net), torch.stack(everyone).mean(0))
+assert torch.equal(problems.flat(net), everyone[us.rank])
+try:
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+except RuntimeError as error:
+    assert "cannot be added" in str(error)
+else:
+    raise AssertionError("a parameter was added")
+optimizer.close()
+assert torch.equal(problems.flat(net), everyone[us.rank]), "the model keeps its weights when the exchange is closed"
+assert "horovod" not in sys.modules, "DPSGD needs no Horovod"
+if us.rank == 0:
+    print("drop-in works")

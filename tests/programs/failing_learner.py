@@ -1,0 +1,29 @@
+"""Learner 1 fails in the way named on the command line, at step 5; the job must end with a reason.
+
+usage: failing_learner.py exception|stop|exit STALL_TIMEOUT
+"""
+
+import sys
+import time
+
+import problems
+import torch
+
+from horovod_dpsgd import topology
+from horovod_dpsgd.algorithms.dpsgd import DPSGD
+
+how, stall_timeout = sys.argv[1], float(sys.argv[2])
+us = problems.start(stall_timeout=stall_timeout)
+net = problems.model()
+algorithm = DPSGD(torch.optim.SGD(net.parameters(), lr=0.1), net, us, topology.create("complete", us.size))
+for step in range(20):
+    if us.rank == 1 and step == 5:
+        if how == "exception":
+            raise ArithmeticError("this learner is meant to fail")
+        if how == "stop":
+            time.sleep(600)
+    algorithm.begin_step()
+    algorithm.optimizer.zero_grad()
+    problems.loss(net, problems.batch(step, us.rank)).backward()
+    algorithm.end_step()
+print("trained to the end")

@@ -1,0 +1,47 @@
+"""Exchanges with unequal delays: every value read is the one published for that step, whole, and no other.
+
+Learner j publishes the constant vector c_j(t) for step t; a mixed vector that is not exactly the mean of its partners'
+constants for this step, in every element, was torn or stale. usage: no_torn_reads.py EXCHANGES TOPOLOGY [--apart]
+"""
+
+import random
+import sys
+import time
+
+import problems
+import torch
+from torch import nn
+
+from horovod_dpsgd import gossip, topology
+from horovod_dpsgd.parameters import FlatParameters
+
+exchanges, name = int(sys.argv[1]), sys.argv[2]
+us = problems.start("--apart" in sys.argv)
+net = nn.Module()
+net.weights = nn.Parameter(torch.empty(1031, dtype=torch.float64))
+graph = topology.create(name, us.size, seed=11)
+steps = exchanges // us.size  # an exchange is one learner's
+
+
+def constant(rank: int, step: int) -> float:
+    return float(step * us.size + rank)  # no two alike, and exact in float64
+
+
+net.weights.data.fill_(constant(us.rank, 0))
+exchange = gossip.NeighbourExchange(us, FlatParameters(net), graph)
+delays = random.Random(us.rank)
+for step in range(steps):
+    exchange.begin(step)
+    if delays.random() < 0.02:
+        time.sleep(delays.random() * 2e-3 * us.rank)
+    exchange.mix()
+    expected = sum(weight * constant(k, step) for k, weight in graph.row(step, us.rank).items())
+    mixed = exchange.weights[: 1031].sub(expected).abs().max().item()
+    if mixed > 1e-6:
+        us_all = exchange.weights.unique().tolist()
+        raise AssertionError(f"learner {us.rank}, step {step}: expected {expected} everywhere, read {us_all[:5]}")
+    exchange.weights.fill_(constant(us.rank, step + 1))
+    exchange.publish()
+exchange.close()
+if us.rank == 0:
+    print(f"{steps * us.size} exchanges, none torn or stale")

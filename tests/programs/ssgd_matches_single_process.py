@@ -1,0 +1,81 @@
+"""SSGD through Horovod against SGD on the global batch in one process; SSGD* against its formula; DPSGD `complete` on one
+shared batch against SSGD."""
+
+import problems
+import torch
+
+from horovod_dpsgd import topology
+from horovod_dpsgd.algorithms.base import Algorithm
+from horovod_dpsgd.algorithms.dpsgd import DPSGD
+from horovod_dpsgd.algorithms.ssgd import SSGD
+from horovod_dpsgd.algorithms.ssgd_star import SSGDStar
+from horovod_dpsgd.learners import generator
+from horovod_dpsgd.parameters import FlatParameters
+
+STEPS = 12
+us = problems.start()
+
+
+def train(algorithm: Algorithm, shared_batch: bool = False) -> torch.Tensor:
+    for step in range(STEPS):
+        algorithm.begin_step()
+        algorithm.optimizer.zero_grad()
+        problems.loss(algorithm.model, problems.batch(step, 0 if shared_batch else us.rank)).backward()
+        algorithm.end_step()
+    weights = problems.flat(algorithm.model)
+    algorithm.close()
+    return weights
+
+
+def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs, labels = zip(*(problems.batch(step, rank) for rank in range(us.size)), strict=True)
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def reference_ssgd(optimizer: str) -> torch.Tensor:
+    """Eq. 1: one process, the global batch."""
+    net = problems.model()
+    opt = problems.OPTIMIZERS[optimizer](net.parameters())
+    for step in range(STEPS):
+        opt.zero_grad()
+        problems.loss(net, global_batch(step)).backward()
+        opt.step()
+    return problems.flat(net)
+
+
+def reference_ssgd_star(optimizer: str, std: float, seed: int) -> torch.Tensor:
+    """w_a - alpha mean_j grad L_j(w_a + d_j), the noise of every learner drawn here."""
+    net, noisy = problems.model(), problems.model()
+    opt = problems.OPTIMIZERS[optimizer](net.parameters())
+    flat, flat_noisy = FlatParameters(net), FlatParameters(noisy)
+    noise = [generator(seed, rank) for rank in range(us.size)]
+    for step in range(STEPS):
+        gradients = []
+        for rank in range(us.size):
+            delta = torch.randn(flat.numel, dtype=flat.dtype, generator=noise[rank])
+            with flat_noisy.holding(flat.gather() + std * delta):
+                value = problems.loss(noisy, problems.batch(step, rank))
+                gradients.append(flat.gather(list(torch.autograd.grad(value, flat_noisy.parameters))))
+        mean = torch.stack(gradients).mean(0)
+        for p, gradient in zip(flat.parameters, flat.views(mean), strict=True):
+            p.grad = gradient
+        opt.step()
+    return problems.flat(net)
+
+
+for name, make in problems.OPTIMIZERS.items():
+    net = problems.model()
+    result = train(SSGD(make(net.parameters()), net, us))
+    torch.testing.assert_close(result, reference_ssgd(name), rtol=0, atol=1e-6)
+
+    net = problems.model()
+    result = train(SSGDStar(make(net.parameters()), net, us, noise_std=0.1, seed=5))
+    torch.testing.assert_close(result, reference_ssgd_star(name, 0.1, 5), rtol=0, atol=1e-6)
+
+    net = problems.model()
+    synchronous = train(SSGD(make(net.parameters()), net, us), shared_batch=True)
+    net = problems.model()
+    complete = DPSGD(make(net.parameters()), net, us, topology.create("complete", us.size))
+    torch.testing.assert_close(train(complete, shared_batch=True), synchronous, rtol=0, atol=1e-6)
+if us.rank == 0:
+    print("equal")

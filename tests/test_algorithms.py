@@ -1,0 +1,41 @@
+"""The algorithms over real MPI, each against a reference in one process (the comparisons are in tests/programs)."""
+
+import pytest
+from conftest import PROGRAMS
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in-place", "by-rget"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_dpsgd_matches_equation_2(mpirun, n, apart):
+    done = mpirun(n, PROGRAMS / "dpsgd_matches_reference.py", *["--apart"] * apart)
+    assert done.stdout.count("equal") == 15
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_ssgd_matches_single_process_and_complete_dpsgd(mpirun, n):
+    assert "equal" in mpirun(n, PROGRAMS / "ssgd_matches_single_process.py").stdout
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in-place", "by-rget"])
+@pytest.mark.parametrize("n", [3, 4])
+def test_mixing_matches_the_matrix_and_keeps_the_mean(mpirun, n, apart):
+    assert "kept" in mpirun(n, PROGRAMS / "mixing_keeps_the_mean.py", *["--apart"] * apart).stdout
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_dynamics_match_single_process(mpirun, n):
+    assert "equal" in mpirun(n, PROGRAMS / "dynamics_match_single_process.py").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "topology"), [(2, "matching"), (3, "matching"), (4, "ring")])
+def test_100000_exchanges_in_place_are_never_torn_or_stale(mpirun, n, topology):
+    done = mpirun(n, PROGRAMS / "no_torn_reads.py", 34_000, topology, timeout=300)
+    assert "none torn or stale" in done.stdout
+
+
+@pytest.mark.slow
+def test_exchanges_through_rget_are_never_torn_or_stale(mpirun):
+    assert "none torn or stale" in mpirun(3, PROGRAMS / "no_torn_reads.py", 3000, "random-ring", "--apart").stdout

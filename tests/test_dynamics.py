@@ -1,0 +1,219 @@
+"""The paper's instruments against their formulas, by torch.autograd on a tiny network and one learner.
+
+`StandIn` is an algorithm whose model is w_j, and which says that the mean of all learners, w_a, is elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from horovod_dpsgd import learners
+from horovod_dpsgd.diagnostics.dynamics import measure, noise
+from horovod_dpsgd.parameters import FlatParameters
+
+LR = 0.7
+SHARD_SIZES = (5, 11, 1)  # unequal: a mean of batch means would be wrong
+
+
+class Net(nn.Module):
+    """No size is a multiple of a cache line; one parameter is tied, one frozen, one unused."""
+
+    def __init__(self, seed, dtype):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inner = nn.Linear(4, 5)
+        self.outer = nn.Linear(5, 3)
+        self.again = self.inner.weight
+        self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
+        self.unused = nn.Parameter(torch.randn(2))
+        self.to(dtype)
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(x))) + self.frozen + self.again.sum()
+
+
+class StandIn:
+    """What `measure` asks of an algorithm, of a job of one learner."""
+
+    def __init__(self, us, model, w_a):
+        self.learners = us
+        self.model = model
+        self.parameters = FlatParameters(model)
+        self.w_a = w_a
+
+    @contextmanager
+    def averaged(self):
+        with self.parameters.holding(self.w_a):
+            yield
+
+
+@pytest.fixture(scope="module")
+def us():
+    hook = sys.excepthook
+    yield learners.start()  # no mpirun: a job of one
+    sys.excepthook = hook
+
+
+def digits(seed, samples, dtype):
+    numbers = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(samples, 4, generator=numbers).to(dtype),
+        torch.randint(0, 3, (samples,), generator=numbers),
+    )
+
+
+def gradient(model, batch):
+    """All of a model's trainable parameters' gradients in a row, without padding, in double precision."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    value = F.cross_entropy(model(batch[0]), batch[1])
+    parts = torch.autograd.grad(value, weights, allow_unused=True)
+    parts = [torch.zeros_like(p) if d is None else d for p, d in zip(weights, parts, strict=True)]
+    return torch.cat([d.flatten() for d in parts]).double()
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]).double()
+
+
+class Problem:
+    """w_j, w_a, this step's batch and a training set, and what `measure` makes of them."""
+
+    def __init__(self, us, dtype=torch.float64, same=False):
+        self.at_w_j, self.at_w_a = Net(1, dtype), Net(1 if same else 2, dtype)
+        self.at_w_a.frozen.data.copy_(self.at_w_j.frozen)
+        self.batch = digits(3, 6, dtype)
+        self.shard = [digits(4 + i, samples, dtype) for i, samples in enumerate(SHARD_SIZES)]
+        self.train = tuple(torch.cat(column) for column in zip(*self.shard, strict=True))
+        self.model = copy.deepcopy(self.at_w_j)
+        self.algorithm = StandIn(us, self.model, FlatParameters(self.at_w_a).gather())
+
+    def measure(self):
+        def loss(batch):
+            return F.cross_entropy(self.model(batch[0]), batch[1])
+
+        return measure(self.algorithm, loss, self.batch, iter(self.shard), LR)
+
+    def by_hand(self):
+        g = gradient(self.at_w_a, self.train)
+        g_a, g_s = gradient(self.at_w_j, self.batch), gradient(self.at_w_a, self.batch)
+        alpha_e, alpha_s = (LR * torch.dot(each, g) / torch.dot(g, g) for each in (g_a, g_s))
+        distance = (flat(self.at_w_j) - flat(self.at_w_a)).norm()
+        expected = {
+            "effective_lr": alpha_e,
+            "noise": LR**2 * g_a.norm() ** 2 - alpha_e**2 * g.norm() ** 2,  # eq. 4 in its other form
+            "noise_ssgd": LR**2 * g_s.norm() ** 2 - alpha_s**2 * g.norm() ** 2,
+            "noise_2": LR**2 * (g_a - g_s).norm() ** 2,
+            "weight_variance": distance**2,
+            "consensus_distance": distance,
+            "full_loss": F.cross_entropy(self.at_w_a(self.train[0]), self.train[1]).detach(),
+            "full_gradient_norm": g.norm(),
+        }
+        return {name: float(value) for name, value in expected.items()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
+def test_measure_matches_the_formulas(us, dtype, tolerance):
+    problem = Problem(us, dtype)
+    expected = problem.by_hand()
+    assert min(abs(value) for value in expected.values()) > 1e-3  # nothing is compared with 0
+    assert problem.measure() == pytest.approx(expected, rel=tolerance)
+
+
+def test_at_the_mean_itself_weights_do_not_differ_and_noise_is_ssgd_s(us):
+    measured = Problem(us, same=True).measure()
+    assert measured["noise_2"] == measured["weight_variance"] == measured["consensus_distance"] == 0
+    assert measured["noise"] == measured["noise_ssgd"] > 0
+
+
+def test_on_the_whole_training_set_there_is_no_noise(us):
+    problem = Problem(us, same=True)
+    problem.batch = problem.train
+    measured = problem.measure()
+    assert measured["effective_lr"] == pytest.approx(LR, rel=1e-12)
+    assert measured["noise"] == pytest.approx(0, abs=1e-24)
+
+
+def test_measure_changes_neither_weights_nor_gradients_and_calls_no_hooks(us):
+    problem = Problem(us)
+    F.cross_entropy(problem.model(problem.batch[0]), problem.batch[1]).backward()
+    called = []
+    for p in problem.model.parameters():
+        if p.requires_grad:  # the two places where Horovod listens
+            p.register_post_accumulate_grad_hook(called.append)
+            p.expand_as(p).grad_fn.next_functions[0][0].register_hook(lambda *_: called.append(1))
+    weights = {name: value.clone() for name, value in problem.model.state_dict().items()}
+    gradients = {
+        name: (p.grad, p.grad.clone()) for name, p in problem.model.named_parameters() if p.grad is not None
+    }
+    problem.measure()
+    assert not called and gradients
+    assert all(torch.equal(value, weights[name]) for name, value in problem.model.state_dict().items())
+    for name, p in problem.model.named_parameters():
+        if name in gradients:
+            assert p.grad is gradients[name][0] and torch.equal(p.grad, gradients[name][1])
+
+
+def test_a_model_that_has_blown_up_is_measured_as_nan(us):
+    problem = Problem(us)
+    problem.algorithm.w_a.fill_(math.nan)
+    measured = problem.measure()
+    assert all(math.isnan(value) for value in measured.values())
+
+
+# noise(), the identities
+
+vectors = st.lists(st.floats(-100, 100).map(lambda x: round(x, 3)), min_size=6, max_size=6).map(
+    lambda numbers: torch.tensor(numbers, dtype=torch.float64)
+)
+nonzero = vectors.filter(lambda v: v.norm() > 1)
+fuzz = settings(max_examples=100, deadline=None, derandomize=True)
+
+
+@fuzz
+@given(g=nonzero, factor=st.floats(-3, 3), lr=st.floats(0.01, 5))
+def test_a_gradient_along_g_has_no_noise(g, factor, lr):
+    alpha_e, delta = noise(factor * g, g, lr)
+    assert alpha_e == pytest.approx(factor * lr, abs=1e-12)
+    assert delta == pytest.approx(0, abs=1e-20 * float(g @ g))
+
+
+@fuzz
+@given(g_a=vectors, g=nonzero, lr=st.floats(0.01, 5))
+def test_the_noise_is_orthogonal_to_g_and_pythagoras_holds(g_a, g, lr):
+    alpha_e, delta = noise(g_a, g, lr)
+    remainder = lr * g_a - alpha_e * g
+    scale = lr**2 * float(g_a @ g_a) + 1
+    assert float(remainder @ g) == pytest.approx(0, abs=1e-12 * math.sqrt(scale) * float(g.norm()))
+    assert delta + alpha_e**2 * float(g @ g) == pytest.approx(lr**2 * float(g_a @ g_a), abs=1e-12 * scale)
+    assert 0 <= delta <= scale
+
+
+@fuzz
+@given(g_a=vectors, g=nonzero, lr=st.floats(0.01, 5), factor=st.floats(0.1, 9))
+def test_noise_scales_with_the_square_of_the_rate_and_not_with_g(g_a, g, lr, factor):
+    alpha_e, delta = noise(g_a, g, lr)
+    assert noise(g_a, g, factor * lr) == pytest.approx(
+        (factor * alpha_e, factor**2 * delta), rel=1e-9, abs=1e-9
+    )
+    assert noise(g_a, factor * g, lr) == pytest.approx((alpha_e / factor, delta), rel=1e-9, abs=1e-9)
+
+
+def test_a_gradient_across_g_is_all_noise():
+    g, g_a = torch.tensor([3.0, 4.0]), torch.tensor([-8.0, 6.0])
+    assert noise(g_a, g, 0.5) == (0, 25)
+
+
+@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="a full gradient of 0 crashes the run")
+def test_where_the_full_gradient_vanishes_the_effective_rate_is_nan():
+    alpha_e, _ = noise(torch.ones(3), torch.zeros(3), 0.5)
+    assert math.isnan(alpha_e)

@@ -1,0 +1,38 @@
+"""The library without the training loop: what importing it starts, and the README's script."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import PROGRAMS, REPOSITORY, environment
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+
+
+def test_importing_starts_neither_mpi_nor_horovod():
+    done = python(
+        "import sys, horovod_dpsgd.optimizer, horovod_dpsgd.gossip, horovod_dpsgd.topology\n"
+        "loaded = [m for m in ('mpi4py.MPI', 'horovod', 'yaml', 'pydantic', 'torchvision') if m in sys.modules]\n"
+        "sys.exit(str(loaded) if loaded else 0)"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("n", [1, 3])
+def test_decentralized_optimizer_in_a_script_of_ones_own(mpirun, n):
+    assert "drop-in works" in mpirun(n, PROGRAMS / "drop_in.py").stdout
+
+
+@pytest.mark.mpi
+def test_the_script_in_the_readme_runs(mpirun, tmp_path):
+    scripts = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    whole = [script for script in scripts if "DecentralizedOptimizer" in script and "for epoch" in script]
+    assert len(whole) == 1
+    (tmp_path / "train.py").write_text(whole[0])
+    done = mpirun(2, tmp_path / "train.py")
+    accuracy = float(re.search(r"accuracy ([\d.]+) %", done.stdout).group(1))
+    assert accuracy > 90

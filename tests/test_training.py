@@ -1,0 +1,155 @@
+"""`benchmarks/cv/train.py` as users start it: mpirun and horovodrun, 1 to 16 learners, resumed, and with bad input."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+
+from horovod_dpsgd import training
+
+pytestmark = pytest.mark.mpi
+TRAIN = REPOSITORY / "benchmarks/cv/train.py"
+RECIPE = REPOSITORY / "benchmarks/cv/recipes/mnist.yaml"
+ALGORITHMS = {
+    "ssgd": ["--algo", "ssgd"],
+    "ssgd-star": ["--algo", "ssgd-star", "--noise-std", "0.02"],
+    "dpsgd-matching": ["--algo", "dpsgd", "--topology", "matching"],
+    "dpsgd-complete": ["--algo", "dpsgd", "--topology", "complete"],
+}
+RESULT_KEYS = {
+    "task", "model", "algo", "topology", "optimizer", "learners", "global_batch", "lr", "seed", "steps", "epochs",
+    "diverged", "diverged_at_step", "heldout", "heldout_by_learner", "consensus_distance", "samples_per_second",
+    "step_seconds_median", "exposed_communication_seconds_median", "bytes_sent_per_step", "wall_seconds", "versions",
+    "hosts", "git", "config",
+}  # fmt: skip
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def checkpoint(folder: Path, step: int, rank: int) -> dict:
+    return torch.load(folder / f"checkpoints/step-{step:08d}/learner-{rank:03d}.pt", weights_only=False)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_run_folder_holds_what_is_promised(mpirun, tmp_path, n):
+    options = ["--algo", "dpsgd", "--synthetic", "--max-steps", 20, "--log-every", 5, "--diagnostics", "--eval-every", 10]
+    mpirun(n, TRAIN, *options, "--output", tmp_path / "run")
+    ended = result(tmp_path / "run")
+    assert ended.keys() >= RESULT_KEYS
+    assert (ended["learners"], ended["steps"], len(ended["hosts"])) == (n, 20, n)
+    assert len(ended["heldout_by_learner"]["error_percent"]) == n
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train_loss" in line] == [5, 10, 15, 20]
+    assert [line["step"] for line in lines if "effective_lr" in line] == [0, 10]
+    assert [line["step"] for line in lines if "heldout_loss" in line] == [10, 20]
+    assert list((tmp_path / "run").glob("events.*"))
+
+
+def test_config_of_a_run_is_a_recipe_that_repeats_it(mpirun, tmp_path):
+    mpirun(2, TRAIN, "--algo", "dpsgd", "--synthetic", "--max-steps", 12, "--output", tmp_path / "first")
+    mpirun(2, TRAIN, "--recipe", tmp_path / "first/config.yaml", "--output", tmp_path / "again")
+    first, again = result(tmp_path / "first"), result(tmp_path / "again")
+    assert first["heldout"] == again["heldout"]
+    assert first["heldout_by_learner"] == again["heldout_by_learner"]
+
+
+@pytest.mark.parametrize("kind", ALGORITHMS)
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mpirun, tmp_path, kind):
+    options = [*ALGORITHMS[kind], "--synthetic", "--checkpoint-every", 8, "--log-every", 4]
+    mpirun(3, TRAIN, *options, "--batch-size", 300, "--max-steps", 24, "--output", tmp_path / "whole")
+    mpirun(3, TRAIN, *options, "--batch-size", 300, "--max-steps", 10, "--output", tmp_path / "parts")  # "killed" at 10
+    mpirun(3, TRAIN, *options, "--batch-size", 300, "--max-steps", 24, "--output", tmp_path / "parts", "--resume")
+    for rank in range(3):
+        whole, parts = checkpoint(tmp_path / "whole", 24, rank), checkpoint(tmp_path / "parts", 24, rank)
+        for name, weights in whole["model"].items():
+            assert torch.equal(weights, parts["model"][name]), f"learner {rank}, {name}"
+    assert result(tmp_path / "whole")["heldout"] == result(tmp_path / "parts")["heldout"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_all_learners_together_see_the_same_data_whatever_their_number(mpirun, tmp_path):
+    """SSGD with 1 and with 4 learners is the same run, to rounding."""
+    for n in (1, 4):
+        mpirun(n, TRAIN, "--algo", "ssgd", "--synthetic", "--max-steps", 8, "--lr", 0.1, "--output", tmp_path / str(n))
+    one, four = result(tmp_path / "1"), result(tmp_path / "4")
+    assert one["heldout"]["loss"] == pytest.approx(four["heldout"]["loss"], rel=1e-5)
+
+
+def test_divergence_is_a_result_and_no_crash(mpirun, tmp_path):
+    mpirun(2, TRAIN, "--algo", "dpsgd", "--synthetic", "--lr", 1e30, "--max-steps", 200, "--output", tmp_path)
+    ended = result(tmp_path)
+    assert ended["diverged"]
+    assert ended["diverged_at_step"] < ended["steps"] < 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ssgd", "dpsgd-matching"])
+def test_horovodrun_starts_16_learners(horovodrun, tmp_path, kind):
+    options = [*ALGORITHMS[kind], "--synthetic", "--max-steps", 6, "--output", tmp_path]
+    horovodrun(16, "localhost:16", "benchmarks/cv/train.py", *options, timeout=400)
+    assert result(tmp_path)["learners"] == 16
+
+
+FOUND_BEFORE_THE_LEARNERS_START = {
+    "unknown option": (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+    "unknown algo": (["--algo", "sgd2"], "invalid choice: 'sgd2'"),
+    "unknown recipe": (["--recipe", "no-such-recipe"], "no-such-recipe"),
+    "negative rate": (["--lr", "-1"], "lr: "),
+    "noise without ssgd-star": (["--algo", "dpsgd", "--noise-std", "0.1"], "noise_std"),
+    "unknown key": ({"nonsense": 1}, "unknown key 'nonsense'"),
+    "unknown task": ({"task": "nonsense"}, "unknown task 'nonsense'"),
+    "resume without output": (["--resume"], "--resume needs --output"),
+}
+
+
+@pytest.mark.parametrize("case", FOUND_BEFORE_THE_LEARNERS_START)
+def test_bad_input_is_one_line_and_status_2_on_rank_0_alone(tmp_path, monkeypatch, capsys, case):
+    wrong, message = FOUND_BEFORE_THE_LEARNERS_START[case]
+    if isinstance(wrong, dict):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(yaml.safe_load(RECIPE.read_text()) | wrong))
+        wrong = ["--recipe", str(tmp_path / "recipe.yaml")]
+    monkeypatch.setattr(sys, "argv", ["train.py", *wrong])
+    for rank in "01":
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", rank)
+        with pytest.raises(SystemExit) as end:
+            training.main("", {"mnist": None}, RECIPE.parent, "mnist")
+        assert end.value.code == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == (rank == "0")
+        assert all(line.startswith("train.py: error: ") and message in line for line in said)
+
+
+FOUND_WHEN_LEARNERS_HAVE_MET = {
+    "unknown option": (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+    "batch not divisible": (["--batch-size", "2001", "--synthetic"], "batch_size 2001"),
+    "batch larger than the data": (["--batch-size", "100000", "--synthetic"], "larger than the training set"),
+    "missing data": (["--data-dir", "/no/such/folder"], "/no/such/folder"),
+}
+
+
+@pytest.mark.parametrize("case", FOUND_WHEN_LEARNERS_HAVE_MET)
+def test_bad_input_under_mpirun_is_one_line_and_status_2(mpirun, tmp_path, case):
+    wrong, message = FOUND_WHEN_LEARNERS_HAVE_MET[case]
+    done = mpirun(2, TRAIN, *wrong, "--output", tmp_path / "run", status=2)
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "error:" in line]
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("train.py: error: ")
+    assert message in said[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(mpirun, tmp_path):
+    options = ["--synthetic", "--max-steps", 2, "--output", tmp_path]
+    mpirun(1, TRAIN, *options)
+    before = (tmp_path / "result.json").read_text()
+    done = mpirun(1, TRAIN, *options, status=2)
+    assert "already holds a run" in done.stderr
+    assert (tmp_path / "result.json").read_text() == before
