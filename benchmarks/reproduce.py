@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--demo", action="store_true", help="one seed, as a demonstration")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the run folders go")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where tables and figures go (default: results/NAME)")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="where tables and figures go (default: results/NAME)"
+    )
     return parser
 
 

@@ -13,7 +13,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -75,7 +75,9 @@ class Learners:
 
     def wait(self, request: MPI.Request, what: str) -> None:
         """Complete a non-blocking MPI operation without spinning; `what` names it in stall warnings."""
-        wait_until(request.Test, lambda: f"learner {self.rank} waits in {what} for the other learners", self.stall_timeout)
+        wait_until(
+            request.Test, lambda: f"learner {self.rank} waits in {what} for the other learners", self.stall_timeout
+        )
 
     def barrier(self, what: str = "a barrier") -> None:
         self.wait(self.world.Ibarrier(), what)
@@ -116,20 +118,22 @@ def _in_place() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def start() -> Learners:
-    """Start MPI (thread level multiple) if it is not started, and return this job's learners; the same object every time.
+    """Start MPI (thread level multiple) if it is not started, and return this job's learners; the same object every
+    time.
 
-    Also sees to it that an exception on one learner ends the whole job: without that, a learner that leaves by an exception
-    waits in MPI_Finalize for the others, and they wait for it.
+    Also sees to it that an exception on one learner ends the whole job: without that, a learner that leaves by an
+    exception waits in MPI_Finalize for the others, and they wait for it.
     """
     if _environment_integer(LOCAL_SIZE_VARIABLES, 1) > len(os.sched_getaffinity(0)):
-        # Collectives of Open MPI spin unless told otherwise; it decides by the slots it was promised, not by the cores there.
+        # Collectives of Open MPI spin unless told otherwise; it decides by the slots it was promised, not by the cores
+        # there.
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     # Without an InfiniBand device Open MPI 5 reports for every window that UCX is not used; that is no error.
     os.environ.setdefault("OMPI_MCA_osc_ucx_verbose", "-1")
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD.Dup()
-    node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
+    node = cast("MPI.Intracomm", world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank))
     sys.excepthook = _abort_on_exception
     atexit.register(_flush_output)
     return describe(world, node)

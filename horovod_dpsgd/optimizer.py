@@ -17,12 +17,12 @@ from horovod_dpsgd.algorithms.dpsgd import DPSGD
 class DecentralizedOptimizer(torch.optim.Optimizer):
     """Wrap `optimizer`, made over the parameters of `model`, so that every `step()` is a step of DPSGD (eq. 2).
 
-    `step()` averages the weights with this step's partners, who publish theirs while gradients are computed, and then applies
-    the wrapped optimizer's update. Everything else (`zero_grad`, `param_groups`, learning-rate schedulers, `state_dict`) is
-    the wrapped optimizer's. All learners start from the weights of rank 0.
+    `step()` averages the weights with this step's partners, who publish theirs while gradients are computed, and then
+    applies the wrapped optimizer's update. Everything else (`zero_grad`, `param_groups`, learning-rate schedulers,
+    `state_dict`) is the wrapped optimizer's. All learners start from the weights of rank 0.
 
-    topology: "matching" (one random partner a step, the paper's), "ring", "random-ring", "complete", "exponential", or a
-    `Topology`; seed: of a random topology, equal on all learners.
+    topology: "matching" (one random partner a step, the paper's), "ring", "random-ring", "complete", "exponential", or
+    a `Topology`; seed: of a random topology, equal on all learners.
 
     Weights differ between learners: evaluate inside `with optimizer.averaged():`, where the model holds their mean.
 
@@ -37,7 +37,8 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         topology: str | topology.Topology = "matching",
         seed: int = 0,
     ) -> None:
-        # The base class's __init__ is not called: this is a face for `optimizer`, with no parameters or state of its own.
+        # The base class's __init__ is not called: this is a face for `optimizer`, with no parameters or state of its
+        # own.
         us = learners.start()
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if any(id(p) not in held for p in model.parameters() if p.requires_grad):
@@ -48,7 +49,7 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         self.algorithm.begin_step()
         atexit.register(self.close)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of DPSGD; returns what `closure`, if given, returned."""
         loss = None
         if closure is not None:
@@ -63,7 +64,7 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         return self.algorithm.averaged()
 
     def close(self) -> None:
-        """Leave the exchange in order; the model keeps this learner's weights. Called at exit if not before. Collective."""
+        """Leave the exchange; the model keeps this learner's weights. Called at exit if not before. Collective."""
         atexit.unregister(self.close)
         self.algorithm.close()
 
@@ -90,7 +91,7 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         return self.optimizer.param_groups
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         return self.optimizer.state
 
     @property

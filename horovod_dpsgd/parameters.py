@@ -1,7 +1,7 @@
 """A model's parameters as one flat buffer, and back.
 
-The parameters of the model become views of a flat buffer, so that a whole model is mixed, sent or copied by one call, and
-turning the model to other weights moves pointers only.
+The parameters of the model become views of a flat buffer, so that a whole model is mixed, sent or copied by one call,
+and turning the model to other weights moves pointers only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ SUPPORTED = (torch.float32, torch.float64)
 
 
 class FlatParameters:
-    """The layout of a model's trainable parameters in a flat buffer of `numel` elements (padding, always zero, included).
+    """The layout of a model's trainable parameters in a flat buffer of `numel` elements (padding, always zero,
+    included).
 
     Tied parameters appear once, frozen ones not at all; a parameter keeps its strides (channels-last, transposed).
     Raises ValueError for a model without trainable parameters, of mixed dtypes, or of a dtype other than float32 and
@@ -86,7 +87,7 @@ class FlatParameters:
 
 
 def _dense_strides(p: Tensor) -> tuple[int, ...]:
-    """The strides of `p` where its elements fill its memory without gaps or overlap, else those of a contiguous tensor."""
+    """The strides of `p` if its elements fill its memory without gaps or overlap, else those of a contiguous tensor."""
     return torch.empty_like(p, device="meta").stride()
 
 

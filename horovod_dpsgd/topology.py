@@ -1,7 +1,7 @@
 """Who mixes with whom at step t: the mixing matrix T_t of DPSGD (Lian et al. 2017; the paper's footnote 2).
 
-Every T_t is symmetric and doubly stochastic, and is drawn from (seed, t) alone: all learners know the whole of it without a
-message, who reads a learner is whom it reads, and mixing keeps the mean of the weights (eq. 3).
+Every T_t is symmetric and doubly stochastic, and is drawn from (seed, t) alone: all learners know the whole of it
+without a message, who reads a learner is whom it reads, and mixing keeps the mean of the weights (eq. 3).
 """
 
 from __future__ import annotations
@@ -138,8 +138,9 @@ class Complete(Topology):
 class Exponential(Topology):
     """One partner, 2^k away, k = t mod log2(n): the edges of a hypercube, one dimension a step.
 
-    The partner is rank XOR 2^k, not rank + 2^k as in the directed one-peer graph (Ying et al. 2021): partners then read each
-    other, so T_t is symmetric. For n a power of two, log2(n) steps average exactly; else learners without a partner sit out.
+    The partner is rank XOR 2^k, not rank + 2^k as in the directed one-peer graph (Ying et al. 2021): partners then read
+    each other, so T_t is symmetric. For n a power of two, log2(n) steps average exactly; else learners without a
+    partner sit out.
     """
 
     name = "exponential"

@@ -1,7 +1,7 @@
 """Waiting that leaves the cores to those who compute, and that says for whom it waits.
 
-MPI libraries spin while they wait. With more learners than cores a spinning learner takes the core of the very learner it
-waits for, so every wait of this library polls here, and backs off.
+MPI libraries spin while they wait. With more learners than cores a spinning learner takes the core of the very learner
+it waits for, so every wait of this library polls here, and backs off.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Backoff:
 def wait_until(done: Callable[[], bool], describe: Callable[[], str], stall_timeout: float) -> float:
     """Poll `done` until it is true; return the seconds waited.
 
-    `describe()` is one line that names who is waited for. It is logged as a warning after 10 s, 20 s, 40 s, ..., and is the
-    message of the `StallError` raised after `stall_timeout` seconds (0: wait for ever).
+    `describe()` is one line that names who is waited for. It is logged as a warning after 10 s, 20 s, 40 s, ..., and is
+    the message of the `StallError` raised after `stall_timeout` seconds (0: wait for ever).
     """
     if done():
         return 0.0

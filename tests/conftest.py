@@ -49,7 +49,9 @@ def mpirun() -> Job:
         pytest.skip(library)
     more_than_cores = ["--oversubscribe"] if "Open MPI" in library else []
 
-    def job(n: int, script: Path | str, *arguments: object, timeout: float = 120, status: int | None = 0, **kwargs: object):
+    def job(
+        n: int, script: Path | str, *arguments: object, timeout: float = 120, status: int | None = 0, **kwargs: object
+    ):
         words = [str(word) for word in (script, *arguments)]
         return run(["mpirun", *more_than_cores, "-np", str(n), sys.executable, *words], timeout, status, **kwargs)
 

@@ -152,9 +152,7 @@ def test_measure_changes_neither_weights_nor_gradients_and_calls_no_hooks(us):
             p.register_post_accumulate_grad_hook(called.append)
             p.expand_as(p).grad_fn.next_functions[0][0].register_hook(lambda *_: called.append(1))
     weights = {name: value.clone() for name, value in problem.model.state_dict().items()}
-    gradients = {
-        name: (p.grad, p.grad.clone()) for name, p in problem.model.named_parameters() if p.grad is not None
-    }
+    gradients = {name: (p.grad, p.grad.clone()) for name, p in problem.model.named_parameters() if p.grad is not None}
     problem.measure()
     assert not called and gradients
     assert all(torch.equal(value, weights[name]) for name, value in problem.model.state_dict().items())
@@ -202,9 +200,7 @@ def test_the_noise_is_orthogonal_to_g_and_pythagoras_holds(g_a, g, lr):
 @given(g_a=vectors, g=nonzero, lr=st.floats(0.01, 5), factor=st.floats(0.1, 9))
 def test_noise_scales_with_the_square_of_the_rate_and_not_with_g(g_a, g, lr, factor):
     alpha_e, delta = noise(g_a, g, lr)
-    assert noise(g_a, g, factor * lr) == pytest.approx(
-        (factor * alpha_e, factor**2 * delta), rel=1e-9, abs=1e-9
-    )
+    assert noise(g_a, g, factor * lr) == pytest.approx((factor * alpha_e, factor**2 * delta), rel=1e-9, abs=1e-9)
     assert noise(g_a, factor * g, lr) == pytest.approx((alpha_e / factor, delta), rel=1e-9, abs=1e-9)
 
 

@@ -9,7 +9,7 @@ from horovod_dpsgd.gossip.neighbours import mix_into
 from horovod_dpsgd.topology import TOPOLOGIES, create
 
 SIZES = (1, 2, 3, 4, 5, 8, 16)
-NUMEL = 1040
+NUMEL = 528
 
 
 def everyone(n, dtype=torch.float32, numel=NUMEL):
@@ -32,11 +32,9 @@ def mixed(topology, step, rank, weights):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mixing_matches_the_matrix_product(name, n, dtype):
     topology, weights = create(name, n, seed=2), everyone(n, dtype)
-    tolerance = (
-        4 * torch.finfo(dtype).eps * weights.double().abs().amax(0)
-    )  # of the largest weight that is added
-    for step in range(4):
-        product = torch.from_numpy(topology.matrix(step)) @ weights.double()
+    tolerance = 4 * torch.finfo(dtype).eps * weights.double().abs().amax(0)  # of the largest weight that is added
+    for step in range(3):
+        product = (torch.from_numpy(topology.matrix(step))[:, :, None] * weights.double()).sum(1)
         for rank in range(n):
             error = (mixed(topology, step, rank, weights).double() - product[rank]).abs()
             assert (error <= tolerance).all()
@@ -46,7 +44,7 @@ def test_mixing_matches_the_matrix_product(name, n, dtype):
 @pytest.mark.parametrize("n", SIZES)
 def test_learners_with_equal_rows_get_equal_bits(name, n):
     topology, weights = create(name, n, seed=2), everyone(n)
-    for step in range(4):
+    for step in range(3):
         rows = [topology.row(step, rank) for rank in range(n)]
         results = [mixed(topology, step, rank, weights) for rank in range(n)]
         for j in range(n):
@@ -73,9 +71,7 @@ def test_a_pair_s_mix_is_the_average_within_a_rounding_where_signs_agree():
 def test_any_row_of_weights_matches_its_sum(row):
     weights, out = everyone(3, torch.float64), torch.full((NUMEL,), torch.nan, dtype=torch.float64)
     mix_into(out, {k: weights[k] for k in row}, row)
-    torch.testing.assert_close(
-        out, sum(share * weights[k] for k, share in row.items()), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(out, sum(share * weights[k] for k, share in row.items()), rtol=1e-12, atol=1e-12)
 
 
 def test_a_learner_that_sits_out_keeps_its_bits():

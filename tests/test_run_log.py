@@ -14,9 +14,7 @@ from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.recipe import Recipe
 from horovod_dpsgd.training.run_log import RunLog, SilentRunLog
 
-RECIPE = Recipe(
-    task="mnist", model="mlp", lr=0.5, batch_size=100, max_steps=40, data_dir="/data", betas=(0.8, 0.9)
-)
+RECIPE = Recipe(task="mnist", model="mlp", lr=0.5, batch_size=100, max_steps=40, data_dir="/data", betas=(0.8, 0.9))
 
 
 def write(folder, steps, done=0, **more):
@@ -69,9 +67,7 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
 def test_what_json_has_no_number_for_is_null(tmp_path, number):
     log = RunLog(tmp_path, RECIPE, 0, 40)
     log.metrics(10, {"train_loss": number, "lr": 0.5}, advanced=10)
-    log.result(
-        {"heldout": {"loss": number, "error_percent": 90.0}, "by_learner": [1.0, number], "diverged": True}
-    )
+    log.result({"heldout": {"loss": number, "error_percent": 90.0}, "by_learner": [1.0, number], "diverged": True})
     log.close()
     assert lines(tmp_path) == [{"step": 10, "train_loss": None, "lr": 0.5}]
     assert strict_json((tmp_path / "result.json").read_text()) == {
@@ -96,15 +92,11 @@ def test_a_run_resumed_at_its_start_begins_anew(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [10]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="purge_step=done hides the events of step `done`, which metrics.jsonl keeps"
-)
+@pytest.mark.xfail(strict=True, reason="purge_step=done hides the events of step `done`, which metrics.jsonl keeps")
 def test_tensorboard_of_a_resumed_run_holds_what_metrics_hold(tmp_path):
     write(tmp_path, [10, 20, 30])
     write(tmp_path, [30, 40], done=20)
-    assert sorted(scalars(tmp_path, "train_loss")) == [
-        (line["step"], line["train_loss"]) for line in lines(tmp_path)
-    ]
+    assert sorted(scalars(tmp_path, "train_loss")) == [(line["step"], line["train_loss"]) for line in lines(tmp_path)]
 
 
 @pytest.mark.xfail(strict=True, raises=json.JSONDecodeError, reason="a resumed run expects whole lines only")

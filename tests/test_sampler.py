@@ -56,9 +56,7 @@ def test_every_epoch_and_every_seed_has_an_order_of_its_own():
 
 def test_every_sample_has_its_turn_to_be_left_out():
     missing = set()
-    for epoch in range(
-        200
-    ):  # each sample is left out with probability 7/103: once in 200 epochs all but surely
+    for epoch in range(200):  # each sample is left out with probability 7/103: once in 200 epochs all but surely
         seen = flat(together(1, start=epoch * STEPS_PER_EPOCH, stop=(epoch + 1) * STEPS_PER_EPOCH))
         missing |= set(range(SAMPLES)) - set(seen)
     assert missing == set(range(SAMPLES))

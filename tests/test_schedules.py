@@ -58,9 +58,7 @@ def test_cosine_stays_within_its_ends():
 
 @pytest.mark.parametrize("milestones", [[30, 60, 90], [0, 1], [5, 5, 9], [90, 60, 30]])
 def test_step_decay_matches_torch(milestones):
-    theirs = torch_rates(
-        0.32, 120, lambda optimizer: lr_scheduler.MultiStepLR(optimizer, sorted(milestones), 0.1)
-    )
+    theirs = torch_rates(0.32, 120, lambda optimizer: lr_scheduler.MultiStepLR(optimizer, sorted(milestones), 0.1))
     assert rates(step_decay(0.32, milestones, 0.1), 120) == pytest.approx(theirs, rel=1e-12)
 
 
@@ -87,9 +85,7 @@ def test_warmup_matches_torch_linear_lr(start_lr):
 def test_warmup_is_goyal_s_formula():
     base, target, steps = 0.1, 3.2, 5 * 156
     ours = rates(linear_warmup(constant(target), steps, base), steps)
-    assert ours == pytest.approx(
-        [base + (target - base) * count / steps for count in range(1, steps + 1)], rel=1e-12
-    )
+    assert ours == pytest.approx([base + (target - base) * count / steps for count in range(1, steps + 1)], rel=1e-12)
 
 
 def test_no_warmup_is_the_schedule_itself():
@@ -100,9 +96,7 @@ def test_no_warmup_is_the_schedule_itself():
 def test_linear_scaling_gives_the_paper_s_rates():
     assert linear_scaling(0.01, 256, 8192) == pytest.approx(0.32)  # AlexNet
     assert [linear_scaling(0.1, 256, batch) for batch in (2048, 4096, 8192)] == pytest.approx([0.8, 1.6, 3.2])
-    assert [linear_scaling(0.1, 128, batch) for batch in (1024, 8192)] == pytest.approx(
-        [0.8, 6.4]
-    )  # CIFAR-10
+    assert [linear_scaling(0.1, 128, batch) for batch in (1024, 8192)] == pytest.approx([0.8, 6.4])  # CIFAR-10
 
 
 def test_alexnet_at_batch_8192_follows_the_paper():

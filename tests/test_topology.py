@@ -72,9 +72,7 @@ def test_other_seeds_and_other_steps_draw_other_matrices(name):
 def test_ring_second_eigenvalue_is_the_closed_form(n):
     ring = create("ring", n)
     expected = (1 + 2 * math.cos(2 * math.pi / n)) / 3
-    assert second_eigenvalue(ring.matrix(0)) == pytest.approx(
-        max(expected, 1 / 3 if n % 2 == 0 else 0), abs=1e-12
-    )
+    assert second_eigenvalue(ring.matrix(0)) == pytest.approx(max(expected, 1 / 3 if n % 2 == 0 else 0), abs=1e-12)
     assert ring.consensus_contraction() == pytest.approx(second_eigenvalue(ring.matrix(0)) ** 2, abs=1e-12)
 
 
@@ -107,9 +105,7 @@ def test_expected_gram_matches_the_average_over_all_permutations(name, n, monkey
     np.testing.assert_allclose(expected, average, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("name", "n"), [("matching", 7), ("matching", 8), ("random-ring", 7), ("random-ring", 8)]
-)
+@pytest.mark.parametrize(("name", "n"), [("matching", 7), ("matching", 8), ("random-ring", 7), ("random-ring", 8)])
 def test_expected_gram_matches_monte_carlo(name, n):
     topo, draws = create(name, n, seed=5), 1500
     average = np.mean([topo.matrix(step).T @ topo.matrix(step) for step in range(draws)], axis=0)

@@ -38,7 +38,18 @@ def checkpoint(folder: Path, step: int, rank: int) -> dict:
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_run_folder_holds_what_is_promised(mpirun, tmp_path, n):
-    options = ["--algo", "dpsgd", "--synthetic", "--max-steps", 20, "--log-every", 5, "--diagnostics", "--eval-every", 10]
+    options = [
+        "--algo",
+        "dpsgd",
+        "--synthetic",
+        "--max-steps",
+        20,
+        "--log-every",
+        5,
+        "--diagnostics",
+        "--eval-every",
+        10,
+    ]
     mpirun(n, TRAIN, *options, "--output", tmp_path / "run")
     ended = result(tmp_path / "run")
     assert ended.keys() >= RESULT_KEYS

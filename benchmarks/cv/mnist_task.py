@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class MnistTask(Task):
         widths = [784, *self.options["hidden"], self.classes]
         activation = ACTIVATIONS[self.options["activation"]]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), activation()]
         model = nn.Sequential(*layers[:-1])
         with torch.no_grad():

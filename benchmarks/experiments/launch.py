@@ -1,4 +1,4 @@
-"""The training runs an experiment is made of: started under mpirun one after the other, and skipped where they exist."""
+"""The training runs an experiment is made of: started one after the other, and skipped where they exist."""
 
 from __future__ import annotations
 

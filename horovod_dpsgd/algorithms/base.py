@@ -25,8 +25,8 @@ from horovod_dpsgd.parameters import FlatParameters, floating_buffers
 class Algorithm(ABC):
     """A distributed optimization algorithm around a PyTorch optimizer and model. Constructing one is collective.
 
-    optimizer: the one whose `param_groups` hold the learning rate; exposed_seconds: communication time of the last step that
-    was not hidden behind computation.
+    optimizer: the one whose `param_groups` hold the learning rate; exposed_seconds: communication time of the last step
+    that was not hidden behind computation.
     """
 
     name: str
@@ -83,7 +83,9 @@ class Algorithm(ABC):
 def start_alike(model: nn.Module, parameters: FlatParameters, learners: Learners) -> None:
     """Give all learners rank 0's weights and buffers. Raises ValueError if the models differ in names or shapes."""
     signature = hashlib.sha256(parameters.signature().encode()).hexdigest()
-    different = [rank for rank, other in enumerate(learners.gather(signature)) if other != learners.broadcast(signature)]
+    different = [
+        rank for rank, other in enumerate(learners.gather(signature)) if other != learners.broadcast(signature)
+    ]
     if different:
         raise ValueError(f"the model of learner {different[0]} differs from learner 0's in parameter names or shapes")
     for tensor in [*model.parameters(), *model.buffers()]:

@@ -2,8 +2,8 @@
 
     w_j(t+1) = sum_k T_t[j,k] w_k(t) - alpha grad L_j(w_j(t))
 
-The gradient is taken at the learner's own old weights and applied to the mixed weights, so that the exchange of weights runs
-while the gradient is computed.
+The gradient is taken at the learner's own old weights and applied to the mixed weights, so that the exchange of weights
+runs while the gradient is computed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class DPSGD(Algorithm):
 
     name = "dpsgd"
 
-    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners, topology: Topology) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners, topology: Topology
+    ) -> None:
         super().__init__(optimizer, model, learners)
         self.topology = topology
         self.exchange = gossip.create(learners, self.parameters, topology)

@@ -1,6 +1,6 @@
 """SSGD, synchronous SGD (eq. 1 of the paper), by Horovod's all-reduce.
 
-    w(t+1) = w(t) - alpha mean_j grad L_j(w(t))
+w(t+1) = w(t) - alpha mean_j grad L_j(w(t))
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import AbstractContextManager
+from typing import Any
 
 import horovod.torch as hvd
 import torch
@@ -18,7 +19,7 @@ from horovod_dpsgd.learners import Learners
 
 
 class SSGD(Algorithm):
-    """Synchronous SGD around any PyTorch optimizer: Horovod averages the gradients, overlapped with the backward pass."""
+    """Synchronous SGD around any PyTorch optimizer: Horovod averages the gradients during the backward pass."""
 
     name = "ssgd"
 
@@ -29,7 +30,7 @@ class SSGD(Algorithm):
             hvd.init(comm=learners.world)
         super().__init__(optimizer, model, learners)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=named)
+        self.optimizer: Any = hvd.DistributedOptimizer(optimizer, named_parameters=named)  # more than an Optimizer
 
     def begin_step(self) -> None:
         return None  # Horovod starts when the first gradient is ready

@@ -1,6 +1,6 @@
 """SSGD*, synchronous SGD with Gaussian weight noise (the paper, Sections 2.2 and 4.3).
 
-    w_a(t+1) = w_a(t) - alpha mean_j grad L_j(w_a(t) + d_j),    d_j ~ N(0, sigma_0^2 I), fresh for every learner and step
+w_a(t+1) = w_a(t) - alpha mean_j grad L_j(w_a(t) + d_j),    d_j ~ N(0, sigma_0^2 I), fresh for every learner and step
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from horovod_dpsgd.learners import Learners, generator
 class SSGDStar(SSGD):
     """SSGD with the gradients taken at noisy weights; the update applies to w_a, without the noise.
 
-    noise_std: sigma_0, the standard deviation of the noise on every weight; seed: of the noise, which also differs by rank.
+    noise_std: sigma_0, the standard deviation of the noise on every weight; seed: of the noise, which also differs by
+    rank.
     """
 
     name = "ssgd-star"
@@ -35,7 +36,9 @@ class SSGDStar(SSGD):
         self.parameters.point_to(self._views)
 
     def begin_step(self) -> None:
-        delta = torch.randn(self.parameters.numel, dtype=self.parameters.dtype, generator=self.noise).to(self.weights.device)
+        delta = torch.randn(self.parameters.numel, dtype=self.parameters.dtype, generator=self.noise).to(
+            self.weights.device
+        )
         self.parameters.point_to(self.parameters.views(self.weights + self.noise_std * delta))
 
     def end_step(self) -> None:

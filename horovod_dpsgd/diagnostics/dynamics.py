@@ -26,8 +26,8 @@ def measure(
 ) -> dict[str, float]:
     """All of the above at this step, between begin_step and end_step. Collective; neither weights nor p.grad change.
 
-    loss: the model's mean loss on a batch; batch: this learner's of this step; train_shard: this learner's share of the whole
-    training set, in batches; lr: alpha. The sums over learners are exact: nothing here is sampled.
+    loss: the model's mean loss on a batch; batch: this learner's of this step; train_shard: this learner's share of the
+    whole training set, in batches; lr: alpha. The sums over learners are exact: nothing here is sampled.
     """
     us, parameters = algorithm.learners, algorithm.parameters
 

@@ -1,4 +1,4 @@
-"""The exchange with everyone: w_s = w_a by a non-blocking all-reduce of the weights, started before the forward pass."""
+"""The exchange with everyone: w_s = w_a by an all-reduce of the weights that starts before the forward pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class AllReduceExchange:
     def __init__(self, learners: Learners, parameters: FlatParameters) -> None:
         self.learners = learners
         self.parameters = parameters
-        self._slots = [torch.zeros(parameters.numel, dtype=parameters.dtype, device=parameters.device) for _ in range(2)]
+        self._slots = [
+            torch.zeros(parameters.numel, dtype=parameters.dtype, device=parameters.device) for _ in range(2)
+        ]
         self._views = [parameters.views(slot) for slot in self._slots]
         self._done: Callable[[], bool] = lambda: True
         self._engine = ProgressEngine(learners) if learners.nodes > 1 else None

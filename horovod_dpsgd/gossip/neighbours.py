@@ -1,13 +1,15 @@
 """The exchange with the few partners a topology names, through the window: pairwise, without a barrier.
 
-A learner waits for two things only, both in the past of others: that its partners of step t have published w(t), and that
-its partners of step t-1 have read w(t-1), before that slot is written over. Looking back in time, waits cannot form a circle.
+A learner waits for two things only, both in the past of others: that its partners of step t have published w(t), and
+that its partners of step t-1 have read w(t-1), before that slot is written over. Looking back in time, waits cannot
+form a circle.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,8 +26,8 @@ from horovod_dpsgd.waiting import wait_until
 class NeighbourExchange:
     """Reads partners of this node in place, those of other nodes by Rget during forward and backward.
 
-    staged: the model's weights are kept outside the window and copied into it when published; so it has to be for weights on
-    a GPU. Otherwise the weights live in the window, and nothing is copied to be published.
+    staged: the model's weights are kept outside the window and copied into it when published; so it has to be for
+    weights on a GPU. Otherwise the weights live in the window, and nothing is copied to be published.
     """
 
     def __init__(
@@ -130,11 +132,17 @@ class NeighbourExchange:
         """Until the partners have published w(step), and w(step - 1), about to be written over, has been read."""
         timeout = self.learners.stall_timeout
         for k in filter(self.learners.shares_memory_with, self.partners):
-            wait_until(lambda k=k: self._published(k, self.window.counters(k)), lambda k=k: self._late(k), timeout)
+            wait_until(partial(self._has_published, k), partial(self._late, k), timeout)
         for k in filter(self.learners.shares_memory_with, self._readers):
-            wait_until(lambda k=k: self.window.counters(k).consumed >= self.step, lambda k=k: self._late(k), timeout)
+            wait_until(partial(self._has_read, k), partial(self._late, k), timeout)
         if self._fetched:
             wait_until(self._fetched.done, self._nothing_new, timeout)
+
+    def _has_published(self, k: int) -> bool:
+        return self._published(k, self.window.counters(k))
+
+    def _has_read(self, k: int) -> bool:
+        return self.window.counters(k).consumed >= self.step
 
     def _published(self, k: int, counters: Counters) -> bool:
         version, _ = counters.published[self.step % 2]
@@ -145,8 +153,8 @@ class NeighbourExchange:
     # The same for learners of other nodes, and their weights: in the progress engine, during forward and backward
 
     def _fetch(self) -> Job:
-        for self._fetching in self._elsewhere(self.partners):
-            k = self._fetching
+        for k in self._elsewhere(self.partners):
+            self._fetching = k
             counters = yield from self._remote_counters(k)
             while not self._published(k, counters):
                 yield IDLE
@@ -154,8 +162,9 @@ class NeighbourExchange:
             inbox = self._inbox.setdefault(k, torch.empty_like(self.window.slots[0]))
             _, slot = counters.published[self.step % 2]
             yield from completion(self.window.get_slot(k, slot, inbox))
-        for self._fetching in self._elsewhere(self._readers):
-            while (yield from self._remote_counters(self._fetching)).consumed < self.step:
+        for k in self._elsewhere(self._readers):
+            self._fetching = k
+            while (yield from self._remote_counters(k)).consumed < self.step:
                 yield IDLE
 
     def _remote_counters(self, k: int) -> Generator[float, None, Counters]:

@@ -1,9 +1,9 @@
 """The progress engine: a thread that reads from other nodes, and answers their reads, while this learner computes.
 
 "One-sided" is not asynchronous by itself: over TCP a Get completes when its target next enters the MPI library, which a
-learner does not do during forward and backward (pmodels/mpich#5565, open-mpi/ompi#9759). So where learners are on more than
-one node, and only there, this thread enters it for them. All reads from other nodes are made here, on one thread, as some
-transports demand (open-mpi/ompi#13347).
+learner does not do during forward and backward (pmodels/mpich#5565, open-mpi/ompi#9759). So where learners are on more
+than one node, and only there, this thread enters it for them. All reads from other nodes are made here, on one thread,
+as some transports demand (open-mpi/ompi#13347).
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class ProgressEngine:
         from mpi4py import MPI
 
         if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
-            raise RuntimeError("more than one node needs MPI_THREAD_MULTIPLE: start MPI by mpi4py, or ask for that level")
+            raise RuntimeError(
+                "more than one node needs MPI_THREAD_MULTIPLE: start MPI by mpi4py, or ask for that level"
+            )
         self._comm = learners.world.Dup()
         self._jobs: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="horovod_dpsgd-progress", daemon=True)

@@ -5,8 +5,8 @@ Every learner exposes two slots of flat weights and three counters:
     [ published[0] | published[1] | consumed | ... ] [ slot 0 ] [ slot 1 ]        int64, then the weights' dtype
 
 The memory comes from `MPI.Win.Allocate_shared` on the learners of one node, who read each other's slots in place. Where
-there is more than one node, the same memory is exposed to everyone by `MPI.Win.Create` and read by `Rget`. (That pair works
-on Open MPI 5 and MPICH 4; `Create` over ordinary memory does not everywhere: open-mpi/ompi#8112.)
+there is more than one node, the same memory is exposed to everyone by `MPI.Win.Create` and read by `Rget`. (That pair
+works on Open MPI 5 and MPICH 4; `Create` over ordinary memory does not everywhere: open-mpi/ompi#8112.)
 
 Nothing is ever written into another learner's memory.
 """
@@ -14,7 +14,7 @@ Nothing is ever written into another learner's memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ NUMPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 @dataclass(frozen=True)
 class Counters:
-    """What a learner says of itself; each value was true at some moment before now, and none falls while learners exchange.
+    """What a learner says of itself; each value was true at some moment before now, and none falls while learners
+    exchange.
 
     published: for even and for odd t, the last t at which w(t) was complete, and the slot it is in, as (t, slot).
     consumed: how many steps' reads this learner has finished.
@@ -114,8 +115,8 @@ class Window:
 
     def get_counters(self, rank: int, out: np.ndarray) -> MPI.Request:
         """Start to copy a learner's counters into `out` (int64 [COUNTERS]), for `Counters.read`."""
-        # Every MPI library met so far copies eight aligned bytes whole. The standard's way, an atomic read by Fetch_and_op,
-        # takes several times as long over TCP (open-mpi/ompi#14437).
+        # Every MPI library met so far copies eight aligned bytes whole. The standard's way, an atomic read by
+        # Fetch_and_op, takes several times as long over TCP (open-mpi/ompi#14437).
         return self._get(rank, 0, out)
 
     def get_slot(self, rank: int, slot: int, out: Tensor) -> MPI.Request:
@@ -139,7 +140,7 @@ class _Memory:
     """One learner's part of the window as seen from here."""
 
     def __init__(self, memory: MPI.buffer, numel: int, dtype: torch.dtype) -> None:
-        self.raw = np.frombuffer(memory, np.uint8)
+        self.raw = np.frombuffer(cast(memoryview, memory), np.uint8)
         self.counters = self.raw[:HEADER_BYTES].view(np.int64)
         weights = self.raw[HEADER_BYTES:].view(NUMPY_TYPES[dtype])
         self.slots = [torch.from_numpy(weights[i * numel : (i + 1) * numel]) for i in range(2)]

@@ -1,6 +1,6 @@
 """Compare runs: print a table, and draw their learning curves.
 
-    python -m horovod_dpsgd.report runs/mnist-ssgd-... runs/mnist-dpsgd-... --figure curves.png
+python -m horovod_dpsgd.report runs/mnist-ssgd-... runs/mnist-dpsgd-... --figure curves.png
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from horovod_dpsgd.report import runs, table
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m horovod_dpsgd.report", description="Compare runs.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, with result.json in them")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, with result.json in them"
+    )
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the learning curves (PNG and SVG)")
     arguments = parser.parse_args()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The paper draws DPSGD green, SSGD red and SSGD* blue; these are their neighbours in Okabe and Ito's palette, which can be
-# told apart by the colour-blind. Line styles differ too.
-STYLES: dict[str, dict[str, str]] = {
+# The paper draws DPSGD green, SSGD red and SSGD* blue; these are their neighbours in Okabe and Ito's palette, which can
+# be told apart by the colour-blind. Line styles differ too.
+STYLES: dict[str, dict[str, Any]] = {
     "dpsgd": {"color": "#009E73", "linestyle": "-"},
     "ssgd": {"color": "#D55E00", "linestyle": "--"},
     "ssgd-star": {"color": "#0072B2", "linestyle": "-."},
@@ -64,7 +64,7 @@ def figure_2(runs: Sequence[Run], lr: float) -> Figure:
     left.set(xlabel="step", ylabel="training loss", yscale="log", title="(a) training loss")
     left.legend()
     right.remove()
-    upper, lower = figure.add_gridspec(2, 2)[:, 1].subgridspec(2, 1).subplots(sharex=True)
+    upper, lower = cast("list[Axes]", figure.add_gridspec(2, 2)[:, 1].subgridspec(2, 1).subplots(sharex=True))
     measured = [run for run in runs if run.result["algo"] in ("dpsgd", "ssgd")]
     draw(upper, measured, "effective_lr")
     upper.axhline(lr, color="gray", linewidth=0.8, linestyle=":", label=r"$\alpha$")
@@ -86,7 +86,9 @@ def noise_strength(runs: Sequence[Run]) -> Figure:
         "noise_2": (r"$\Delta^{(2)}$", "#0072B2", "-."),
     }
     for metric, (label, color, linestyle) in kinds.items():
-        axes.plot(*_median([_after_start(*run.curve(metric)) for run in dpsgd]), color=color, linestyle=linestyle, label=label)
+        axes.plot(
+            *_median([_after_start(*run.curve(metric)) for run in dpsgd]), color=color, linestyle=linestyle, label=label
+        )
     axes.set(xlabel="step", ylabel="noise strength", yscale="log", title=f"noise in DPSGD (median of {len(dpsgd)})")
     axes.legend()
     return figure
@@ -95,7 +97,10 @@ def noise_strength(runs: Sequence[Run]) -> Figure:
 def learning_curves(runs: Sequence[Run]) -> Figure:
     """Training loss, and held-out error where it was measured on the way."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for axes, metric, name in ((left, "train_loss", "training loss"), (right, "heldout_error_percent", "held-out error %")):
+    for axes, metric, name in (
+        (left, "train_loss", "training loss"),
+        (right, "heldout_error_percent", "held-out error %"),
+    ):
         draw(axes, [run for run in runs if len(run.curve(metric)[0])], metric)
         axes.set(xlabel="step", ylabel=name, yscale="log")
     left.legend()

@@ -28,7 +28,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def median_and_range(values: Sequence[float], digits: int = 2) -> str:
-    """"2.71 (2.64 - 2.93)"; the median alone for one value, "-" where nothing is finite."""
+    """ "2.71 (2.64 - 2.93)"; the median alone for one value, "-" where nothing is finite."""
     finite = [value for value in values if np.isfinite(value)]
     if not finite:
         return "-"

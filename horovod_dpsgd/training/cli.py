@@ -19,7 +19,8 @@ from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.recipe import OPTIMIZERS, Recipe
 from horovod_dpsgd.training.task import Task
 
-# Builds a task from its recipe on one learner. Called first by one learner of each node (which may fetch data), then by all.
+# Builds a task from its recipe on one learner. Called first by one learner of each node (which may fetch data), then by
+# all.
 TaskFactory = Callable[[Recipe], Task]
 
 
@@ -58,7 +59,9 @@ def parser(description: str, default_recipe: str) -> Parser:
     p.add_argument("--eval-every", type=int, metavar="STEPS")
     p.add_argument("--log-every", type=int, metavar="STEPS")
     p.add_argument("--checkpoint-every", type=int, metavar="STEPS")
-    p.add_argument("--diagnostics", action="store_true", default=None, help="measure the paper's noise and learning rate")
+    p.add_argument(
+        "--diagnostics", action="store_true", default=None, help="measure the paper's noise and learning rate"
+    )
     p.add_argument("--diagnostics-every", type=int, metavar="STEPS")
     return p
 

@@ -51,4 +51,4 @@ def _score(model: nn.Module, task: Task, shard: int, shards: int) -> Score:
 
 
 def _mean(sums: Score) -> Heldout:
-    return Heldout(sums.loss / sums.count, 100 * sums.errors / sums.count)
+    return Heldout(sums.loss / sums.samples, 100 * sums.errors / sums.samples)

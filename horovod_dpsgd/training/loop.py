@@ -1,6 +1,6 @@
 """The training loop: one for all tasks and all algorithms.
 
-    batch -> algorithm.begin_step() -> forward, backward -> algorithm.end_step() -> log
+batch -> algorithm.begin_step() -> forward, backward -> algorithm.end_step() -> log
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Trainer:
         self.step = 0
         if resume:
             self._resume()
-        self.log: SilentRunLog = RunLog(folder, recipe, self.step, self.total_steps) if learners.rank == 0 else SilentRunLog()
+        self.log: SilentRunLog = (
+            RunLog(folder, recipe, self.step, self.total_steps) if learners.rank == 0 else SilentRunLog()
+        )
         self.divergence = DivergenceWatch(task.chance_loss, recipe.warmup, self.total_steps)
         self._losses: list[Tensor] = []  # of the steps since the last log line
         self._step_seconds: list[float] = []
@@ -133,16 +135,12 @@ class Trainer:
         self._losses.clear()
 
     def _log_heldout(self, heldout: Heldout) -> None:
-        self.log.metrics(
-            self.step, {"heldout_loss": heldout.loss, "heldout_error_percent": heldout.error_percent}
-        )
+        self.log.metrics(self.step, {"heldout_loss": heldout.loss, "heldout_error_percent": heldout.error_percent})
 
     def _log_dynamics(self, batch: Batch, lr: float) -> None:
         with _undisturbed(self.model):
             us = self.learners
-            measured = dynamics.measure(
-                self.algorithm, self._loss, batch, self._train_shard(us.rank, us.size), lr
-            )
+            measured = dynamics.measure(self.algorithm, self._loss, batch, self._train_shard(us.rank, us.size), lr)
         self.log.metrics(self.step, measured)
 
     def _train_shard(self, shard: int, shards: int) -> Iterator[Batch]:

@@ -20,14 +20,14 @@ class Score(NamedTuple):
 
     loss: float  # the sum of the samples' losses, nats
     errors: float
-    count: float
+    samples: float
 
 
 class Task(ABC):
     """One data set and loss; a new task is a subclass of this in `benchmarks/`.
 
-    samples: in the training set; classes: K, so that ln K is the loss of knowing nothing; data: what it was trained on, in
-    words fit to stand beside a result.
+    samples: in the training set; classes: K, so that ln K is the loss of knowing nothing; data: what it was trained on,
+    in words fit to stand beside a result.
     """
 
     samples: int
@@ -44,7 +44,7 @@ class Task(ABC):
 
     @abstractmethod
     def shard_batches(self, part: str, shard: int, shards: int) -> Iterator[Batch]:
-        """Every `shards`-th sample of the "train" or "heldout" part from `shard` on, in large batches, not augmented."""
+        """Every `shards`-th sample of the "train" or "heldout" part, from `shard` on, in large batches as they are."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -63,9 +63,10 @@ class Task(ABC):
 class Sampler:
     """Which training samples learner `rank` of `size` takes at each step: an iterable over steps from `start` on.
 
-    Every epoch has a random order of its own, drawn from (seed, epoch). Step s of an epoch takes the s-th `batch` samples of
-    that order, of which the learner takes the rank-th part. Thus all learners together take the same samples whatever `size`
-    is, and a resumed run goes on where it was. Samples that do not fill a global batch are left out for that epoch.
+    Every epoch has a random order of its own, drawn from (seed, epoch). Step s of an epoch takes the s-th `batch`
+    samples of that order, of which the learner takes the rank-th part. Thus all learners together take the same samples
+    whatever `size` is, and a resumed run goes on where it was. Samples that do not fill a global batch are left out for
+    that epoch.
     """
 
     def __init__(self, samples: int, batch: int, rank: int, size: int, seed: int, start: int, stop: int) -> None:

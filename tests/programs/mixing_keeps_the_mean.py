@@ -1,4 +1,4 @@
-"""Mixing alone: the mean of the weights stays, and their differences shrink as the topology says; the slots may be staged."""
+"""Mixing alone: weights become the matrices' product with them, and their mean stays; slots in place and staged."""
 
 import problems
 import torch

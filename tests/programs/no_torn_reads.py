@@ -36,7 +36,7 @@ for step in range(steps):
         time.sleep(delays.random() * 2e-3 * us.rank)
     exchange.mix()
     expected = sum(weight * constant(k, step) for k, weight in graph.row(step, us.rank).items())
-    mixed = exchange.weights[: 1031].sub(expected).abs().max().item()
+    mixed = exchange.weights[:1031].sub(expected).abs().max().item()
     if mixed > 1e-6:
         us_all = exchange.weights.unique().tolist()
         raise AssertionError(f"learner {us.rank}, step {step}: expected {expected} everywhere, read {us_all[:5]}")

@@ -66,7 +66,9 @@ def reference_dpsgd(optimizer: str, topology: Topology, steps: int) -> list[torc
         before = [copy.deepcopy(net.state_dict()) for net in nets]
         matrix = topology.matrix(step)
         for rank, (net, opt) in enumerate(zip(nets, optimizers, strict=True)):
-            mixed = {name: sum(matrix[rank, k] * before[k][name] for k in range(topology.size)) for name in before[rank]}
+            mixed = {
+                name: sum(matrix[rank, k] * before[k][name] for k in range(topology.size)) for name in before[rank]
+            }
             net.load_state_dict(mixed)
             opt.step()
     return [flat(net) for net in nets]

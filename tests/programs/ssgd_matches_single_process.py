@@ -1,5 +1,5 @@
-"""SSGD through Horovod against SGD on the global batch in one process; SSGD* against its formula; DPSGD `complete` on one
-shared batch against SSGD."""
+"""SSGD through Horovod against SGD on the global batch in one process; SSGD* against its formula; DPSGD `complete` on
+one shared batch against SSGD."""
 
 import problems
 import torch
