@@ -20,7 +20,7 @@ from types import ModuleType
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import figure_2, launch  # noqa: E402
+from benchmarks.experiments import figure_2, launch, mnist_recipes  # noqa: E402
 from horovod_dpsgd.report import runs  # noqa: E402
 
 
@@ -33,6 +33,7 @@ class Experiment:
 
 EXPERIMENTS = {
     "figure-2": Experiment("MNIST: loss, effective learning rate, weight variance (Section 2.2)", "20 min", figure_2),
+    "mnist-recipes": Experiment("MNIST: what Section 2.2 leaves open, varied one by one", "30 min", mnist_recipes),
 }
 
 
@@ -43,6 +44,8 @@ def main() -> None:
             print(f"{name:12} {experiment.cost:>8}  {experiment.what}")
         return
     experiment = EXPERIMENTS[arguments.name].module
+    if arguments.demo and not hasattr(experiment, "DEMO_NOISE"):
+        sys.exit(f"reproduce.py: error: {arguments.name} has no --demo")
     if arguments.demo:
         jobs, folder = experiment.jobs([0], noise_grid=[experiment.DEMO_NOISE]), arguments.runs / "demo"
     else:

@@ -151,7 +151,10 @@ def judge_library(library: str, nodes: int, multiple: bool, osc: str | None, rdm
     """multiple: the thread level; osc: Open MPI's component for windows, if the user chose; rdma: there are devices."""
     family, version = parse_library(library)
     numbers = tuple(int(number) for number in version.split(".") if number)
-    name = f"{family} {version}".strip()
+    name = f"{family} {version}{f' with osc={osc}' if osc else ''}".strip()
+    if family == "Open MPI" and osc and ("sm" in osc.lstrip("^").split(",")) == osc.startswith("^"):
+        words = "cannot make a window in node-shared memory (MPI_ERR_INTERN): leave its component sm in"
+        return Finding("FAIL", "MPI library", f"{name} {words}")
     if family == "Open MPI" and numbers < (5,) and nodes > 1 and multiple and not rdma and not osc:
         # osc/pt2pt refuses threads, osc/rdma finds no transport: open-mpi/ompi#2614, #5242, #11466; seen with 4.1.8.
         words = f"{name} cannot make a window over TCP with MPI_THREAD_MULTIPLE (MPI_ERR_WIN, or an abort in btl/ofi)"
@@ -238,7 +241,7 @@ def flags(library: str, hosts: Sequence[str], cores: int, env: Collection[str], 
     mpirun, plugin, hints = f"mpirun -np {n} -hosts {on}", "pmi2", ""
     parameters: dict[str, str] = {}
     if family == "Open MPI":
-        if many and not rdma and version < "5":  # UCX is all that is left, and has to be talked into TCP
+        if many and not rdma and int(version.split(".")[0]) < 5:  # only UCX is left, and must be talked into TCP
             parameters = {"osc": "sm,ucx", "opal_common_ucx_tls": "any", "opal_common_ucx_devices": "any"}
         elif many and not rdma:  # over TCP osc/rdma is far faster than osc/ucx: open-mpi/ompi#10573
             parameters = {"pml": "ob1", "osc": "^ucx"}

@@ -46,6 +46,9 @@ def parser(description: str, default_recipe: str) -> Parser:
     p.add_argument("--epochs", type=float)
     p.add_argument("--max-steps", type=int, metavar="STEPS")
     p.add_argument("--seed", type=int)
+    p.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other recipe key, as momentum=0.9"
+    )
     # Data and machine
     p.add_argument("--data-dir", type=Path, metavar="DIR")
     p.add_argument("--synthetic", action="store_true", default=None, help="random data of the same shapes")
@@ -76,7 +79,8 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
     try:
         arguments = vars(parser(description, default_recipe).parse_args())
         output, resume = arguments.pop("output"), arguments.pop("resume")
-        recipe = recipes.load(arguments.pop("recipe"), recipe_folder, arguments)
+        more = recipes.parse_settings(arguments.pop("set"))
+        recipe = recipes.load(arguments.pop("recipe"), recipe_folder, arguments | more)
         if recipe.task not in tasks:
             raise RecipeError(f"unknown task {recipe.task!r}: choose one of {', '.join(tasks)}")
         if resume and output is None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 AT_CHANCE = 0.98  # of ln K and above counts as knowing nothing
-PATIENCE = 0.2  # of the run's steps spent at chance, after warm-up, count as "for good"
+PATIENCE = 0.2  # of the run's steps spent at chance, after warm-up, count as "for good",
+SHORTEST_PATIENCE = 100  # but never less than so many
 
 
 class DivergenceWatch:
@@ -17,7 +18,7 @@ class DivergenceWatch:
     def __init__(self, chance_loss: float, warmup: int, total_steps: int) -> None:
         self.limit = AT_CHANCE * chance_loss
         self.warmup = warmup
-        self.patience = max(1, round(PATIENCE * total_steps))
+        self.patience = max(SHORTEST_PATIENCE, round(PATIENCE * total_steps))
         self.at_step: int | None = None
         self._chance_since: int | None = None
 

@@ -156,7 +156,30 @@ def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(keys, dict):
         raise RecipeError(f"{path} must hold keys and values")
-    return _validated(keys | {key: value for key, value in overrides.items() if value is not None})
+    for key, value in overrides.items():
+        if isinstance(value, dict) and isinstance(keys.get(key), dict):
+            keys[key] = keys[key] | value
+        elif value is not None:
+            keys[key] = value
+    return _validated(keys)
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Overrides from KEY=VALUE words: values in YAML, a dot in a key for a key inside a key.
+
+    Raises RecipeError for a word without "=".
+    """
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {setting}: KEY=VALUE is expected")
+        outer, dot, inner = key.partition(".")
+        if dot:
+            overrides.setdefault(outer, {})[inner] = yaml.safe_load(value)
+        else:
+            overrides[key] = yaml.safe_load(value)
+    return overrides
 
 
 def _validated(keys: dict[str, Any]) -> Recipe:

@@ -1,6 +1,6 @@
 """Learner 1 fails in the way named on the command line, at step 5; the job must end with a reason.
 
-usage: failing_learner.py exception|stop|exit STALL_TIMEOUT
+usage: failing_learner.py exception|stop STALL_TIMEOUT TOPOLOGY
 """
 
 import sys
@@ -15,7 +15,7 @@ from horovod_dpsgd.algorithms.dpsgd import DPSGD
 how, stall_timeout = sys.argv[1], float(sys.argv[2])
 us = problems.start(stall_timeout=stall_timeout)
 net = problems.model()
-algorithm = DPSGD(torch.optim.SGD(net.parameters(), lr=0.1), net, us, topology.create("complete", us.size))
+algorithm = DPSGD(torch.optim.SGD(net.parameters(), lr=0.1), net, us, topology.create(sys.argv[3], us.size))
 for step in range(20):
     if us.rank == 1 and step == 5:
         if how == "exception":

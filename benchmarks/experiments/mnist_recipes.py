@@ -1,0 +1,61 @@
+"""What the paper leaves open about its MNIST experiment (Section 2.2), varied one thing at a time: activation,
+initialization, input scaling, learning rate, length. Figure 2's own recipe is the first row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.experiments.launch import Job
+from horovod_dpsgd.report import table
+from horovod_dpsgd.report.runs import Run
+
+LEARNERS = 5
+VARIANTS: dict[str, list[str]] = {
+    "as figure-2": [],
+    "tanh": ["--set", "model_options.activation=tanh"],
+    "initial weights x 2.4 (near Glorot's and He's)": ["--set", "model_options.init_scale=2.4"],
+    "initial weights x 0.5": ["--set", "model_options.init_scale=0.5"],
+    "standardized pixels": ["--set", "model_options.standardize=true"],
+    "standardized pixels, rate 0.1": ["--set", "model_options.standardize=true", "--lr", "0.1"],
+    "rate 0.5": ["--lr", "0.5"],
+    "3,000 steps": ["--max-steps", "3000"],
+}
+ALGORITHMS = {"ssgd": ["--algo", "ssgd"], "dpsgd": ["--algo", "dpsgd", "--topology", "complete"]}
+
+
+def jobs(seeds: Sequence[int]) -> list[Job]:
+    """All runs, seed by seed."""
+    return [
+        Job(f"{_file_name(variant)}-{name}-seed{seed}", "benchmarks/cv/train.py", LEARNERS, arguments)
+        for seed in seeds
+        for variant, options in VARIANTS.items()
+        for name, algorithm in ALGORITHMS.items()
+        for arguments in [("--recipe", "mnist", *algorithm, *options, "--seed", str(seed), "--checkpoint-every", "1500")]
+    ]
+
+
+def report(runs: Sequence[Run], folder: Path) -> str:
+    """The table: a row for each variant and algorithm."""
+    rows = []
+    for variant in VARIANTS:
+        for algorithm in ALGORITHMS:
+            group = [run for run in runs if run.folder.name.startswith(f"{_file_name(variant)}-{algorithm}-seed")]
+            errors = [run.error_percent for run in group]
+            worst = [float(max(run.curve("train_loss_max")[1][-30:])) for run in group]
+            rows.append(
+                [
+                    variant,
+                    algorithm.upper(),
+                    str(len(group)),
+                    str(sum(run.result["diverged"] for run in group)),
+                    table.median_and_range(errors),
+                    table.median_and_range(worst),
+                ]
+            )
+    header = ["recipe", "algorithm", "runs", "diverged", "held-out error %", "worst loss of the last 300 steps"]
+    return table.markdown(header, rows)
+
+
+def _file_name(variant: str) -> str:
+    return "".join(c if c.isalnum() or c == "." else "-" for c in variant.replace("'", "")).strip("-")
