@@ -142,7 +142,14 @@ def test_versions_are_compared_between_hosts() -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("507MB", 507 * 2**20), ("507MiB", 507 * 2**20), ("1.5G", 3 * 2**29), ("64 kb", 2**16), ("9TB", 9 * 2**40), ("7", 7)],
+    [
+        ("507MB", 507 * 2**20),
+        ("507MiB", 507 * 2**20),
+        ("1.5G", 3 * 2**29),
+        ("64 kb", 2**16),
+        ("9TB", 9 * 2**40),
+        ("7", 7),
+    ],
 )
 def test_sizes(text: str, count: int) -> None:
     assert doctor.bytes_of(text) == count

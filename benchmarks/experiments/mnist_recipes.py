@@ -26,13 +26,14 @@ ALGORITHMS = {"ssgd": ["--algo", "ssgd"], "dpsgd": ["--algo", "dpsgd", "--topolo
 
 def jobs(seeds: Sequence[int]) -> list[Job]:
     """All runs, seed by seed."""
-    return [
-        Job(f"{_file_name(variant)}-{name}-seed{seed}", "benchmarks/cv/train.py", LEARNERS, arguments)
-        for seed in seeds
-        for variant, options in VARIANTS.items()
-        for name, algorithm in ALGORITHMS.items()
-        for arguments in [("--recipe", "mnist", *algorithm, *options, "--seed", str(seed), "--checkpoint-every", "1500")]
-    ]
+    return [_job(variant, algorithm, seed) for seed in seeds for variant in VARIANTS for algorithm in ALGORITHMS]
+
+
+def _job(variant: str, algorithm: str, seed: int) -> Job:
+    common = ("--recipe", "mnist", "--seed", str(seed), "--checkpoint-every", "1500")
+    name = f"{_file_name(variant)}-{algorithm}-seed{seed}"
+    arguments = (*common, *ALGORITHMS[algorithm], *VARIANTS[variant])
+    return Job(name, "benchmarks/cv/train.py", LEARNERS, arguments)
 
 
 def report(runs: Sequence[Run], folder: Path) -> str:

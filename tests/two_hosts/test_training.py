@@ -5,8 +5,8 @@ import re
 import sys
 
 import pytest
-
 from conftest import PROGRAMS, REPOSITORY, mpi_library
+
 from two_hosts.netns import run_on_host1, why_not
 from two_hosts.test_launchers import mpirun_hosts
 
@@ -14,7 +14,9 @@ pytestmark = [pytest.mark.mpi, pytest.mark.skipif(why_not() is not None, reason=
 TRAIN = str(REPOSITORY / "benchmarks/cv/train.py")
 
 
-@pytest.mark.parametrize("options", [["dpsgd", "--topology", "matching"], ["dpsgd", "--topology", "complete"], ["ssgd"]])
+@pytest.mark.parametrize(
+    "options", [["dpsgd", "--topology", "matching"], ["dpsgd", "--topology", "complete"], ["ssgd"]]
+)
 def test_plain_horovodrun_trains_on_both_hosts(tmp_path, options):
     short = ["--synthetic", "--max-steps", "30", "--output", str(tmp_path)]
     line = ["horovodrun", "-np", "4", "-H", "host1:2,host2:2", "python", TRAIN, "--algo", *options, *short]
@@ -43,7 +45,9 @@ def test_a_learner_that_stops_on_another_host_is_named():
     program = [str(PROGRAMS / "failing_learner.py"), "stop", "5", "matching"]
     done = run_on_host1(["mpirun", "-np", "2", *hosts_of_one(), sys.executable, *program], timeout=120)
     assert done.returncode != 0
-    assert re.search(r"learner 0, step 5: nothing new from learner 1 on host2; gave up after 5 s", done.stderr), done.stderr
+    assert re.search(r"learner 0, step 5: nothing new from learner 1 on host2; gave up after 5 s", done.stderr), (
+        done.stderr
+    )
 
 
 def hosts_of_one() -> list[str]:

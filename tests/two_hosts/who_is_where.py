@@ -1,4 +1,4 @@
-"""Prints one line a learner: who it is, where, and what Horovod's all-reduce gives it. Launched by test_launchers.py."""
+"""Prints one line a learner: who it is, where, and what Horovod's all-reduce gives it. For test_launchers.py."""
 
 import sys
 

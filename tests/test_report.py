@@ -1,0 +1,138 @@
+"""Tables and figures from run folders made up here, with numbers known beforehand."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, environment
+
+from benchmarks.experiments import figure_2, launch
+from horovod_dpsgd.errors import UserError
+from horovod_dpsgd.report import figures, runs, table
+
+
+def write_run(folder, algo="dpsgd", seed=0, error=2.5, noise_std=0.0, steps=50):
+    folder.mkdir(parents=True)
+    result = {
+        "task": "mnist", "model": "mlp", "algo": algo, "topology": "complete" if algo == "dpsgd" else None,
+        "optimizer": "sgd", "learners": 5, "global_batch": 2000, "lr": 1.0, "seed": seed, "diverged": error is None,
+        "heldout": {"loss": None if error is None else 0.1, "error_percent": error}, "step_seconds_median": 0.004,
+        "config": {"model_options": {}, "noise_std": noise_std, "max_steps": steps},
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+    dynamics = {"effective_lr": 0.5, "weight_variance": 0.1, "noise": 0.3, "noise_ssgd": 0.1, "noise_2": 0.2}
+    lines = [{"step": 10 * i, "train_loss": 2.0 / (i + 1), **dynamics} for i in range(1, 6)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return runs.load(folder)
+
+
+def test_runs_that_differ_in_the_seed_alone_share_a_row(tmp_path):
+    loaded = [write_run(tmp_path / f"d{seed}", seed=seed, error=error) for seed, error in enumerate([2.0, 9.0, 3.0])]
+    loaded += [write_run(tmp_path / "s", algo="ssgd", error=5.0)]
+    lines = table.comparison(loaded).splitlines()
+    assert len(lines) == 4
+    assert "3.00 (2.00 - 9.00)" in lines[2]
+    assert lines[2].startswith("| DPSGD, complete | 5 ")
+    assert "| 5.00 " in lines[3]
+
+
+def test_a_run_without_a_finite_loss_is_counted_and_not_averaged(tmp_path):
+    loaded = [write_run(tmp_path / "a", error=2.0), write_run(tmp_path / "b", seed=1, error=None)]
+    cells = [cell.strip() for cell in table.comparison(loaded).splitlines()[2].split("|")]
+    assert cells[5:8] == ["2", "1", "2.00 (2.00 - 2.00)"]
+
+
+def test_curve_holds_what_was_logged_and_nan_for_null(tmp_path):
+    run = write_run(tmp_path / "run")
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "a": 3.0}\n{"step": 2, "b": 1}\n{"step": 4, "a": null}\n')
+    steps, values = runs.load(run.folder).curve("a")
+    np.testing.assert_array_equal(steps, [1, 4])
+    np.testing.assert_array_equal(values, [3.0, np.nan])
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run that ended: result\.json"):
+        runs.load(tmp_path)
+
+
+def test_figure_2_takes_the_noise_with_the_lowest_median_error(tmp_path):
+    loaded = [write_run(tmp_path / "d"), write_run(tmp_path / "s", algo="ssgd", error=None)]
+    for std, errors in ((0.01, [9.0, None]), (0.05, [4.0, 5.0])):
+        loaded += [
+            write_run(tmp_path / f"n{std}-{seed}", "ssgd-star", seed, error, std) for seed, error in enumerate(errors)
+        ]
+    text = figure_2.report(loaded, tmp_path / "out")
+    first_table, whole_grid = text.split("SSGD*, the whole grid of noise:")
+    assert "SSGD* (std 0.05)" in first_table
+    assert "SSGD* (std 0.01)" not in first_table
+    assert "SSGD* (std 0.01)" in whole_grid
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "figure-2.png", "figure-2.svg", "figure-4-noise.png", "figure-4-noise.svg",
+    }  # fmt: skip
+
+
+def test_the_median_curve_matches_numpy_where_runs_end_early(tmp_path):
+    whole = (np.array([1, 2, 3]), np.array([1.0, 2.0, 3.0]))
+    short = (np.array([1, 2]), np.array([3.0, 6.0]))
+    steps, median = figures._median([whole, short])
+    np.testing.assert_array_equal(steps, [1, 2, 3])
+    np.testing.assert_array_equal(median, [2.0, 4.0, 3.0])
+
+
+def test_the_command_prints_the_table_and_names_bad_folders(tmp_path):
+    write_run(tmp_path / "run")
+
+    def report(*words):
+        command = [sys.executable, "-m", "horovod_dpsgd.report", *words]
+        return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+
+    done = report(tmp_path / "run", "--figure", tmp_path / "curves.png")
+    assert done.returncode == 0
+    assert "DPSGD, complete" in done.stdout
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    wrong = report(tmp_path / "nothing")
+    assert wrong.returncode != 0
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_jobs_with_a_result_are_not_run_again_and_interrupted_ones_are_resumed(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(launch, "mpirun", lambda n: ["mpirun", "-np", str(n)])
+    monkeypatch.setattr(
+        launch.subprocess,
+        "run",
+        lambda command, **_: started.append(command) or subprocess.CompletedProcess(command, 0),
+    )
+    jobs = [launch.Job(name, "train.py", 5, ("--lr", "1")) for name in ("done", "interrupted", "new")]
+    write_run(tmp_path / "done")
+    (tmp_path / "interrupted").mkdir()
+    (tmp_path / "interrupted/config.yaml").touch()
+    launch.run_all(jobs, tmp_path, dry_run=False)
+    assert [name_of(command) for command in started] == ["interrupted", "new"]
+    assert [command[-1] == "--resume" for command in started] == [True, False]
+
+
+def name_of(command):
+    return command[command.index("--output") + 1].rsplit("/", 1)[1]
+
+
+def test_a_failed_run_ends_the_queue_with_its_status(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "mpirun", lambda n: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(SystemExit, match="the run first failed with status 3"):
+        launch.run_all([launch.Job("first", "x", 1, ())], tmp_path, dry_run=False)
+
+
+def test_reproduce_lists_every_experiment_and_prints_commands(tmp_path):
+    def reproduce(*words):
+        command = [sys.executable, REPOSITORY / "benchmarks/reproduce.py", *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment(), check=True, cwd=tmp_path
+        ).stdout
+
+    assert "figure-2" in reproduce("list")
+    lines = reproduce("figure-2", "--dry-run", "--seeds", "2").splitlines()
+    assert len(lines) == 2 * (2 + len(figure_2.NOISE_GRID))
+    assert all(" -np 5 " in line for line in lines)
+    assert not list(tmp_path.iterdir())
