@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import traceback
+import zlib
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -194,7 +195,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def generator(seed: int, *path: int) -> torch.Generator:
-    """A random stream of its own for (seed, path), for instance (seed, rank): the same on every machine and run."""
-    state = np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+def seed_for(purpose: str, seed: int, *path: int) -> int:
+    """A seed for a random stream of its own, for instance ("noise", seed, rank): the same on every machine and run."""
+    key = (zlib.crc32(purpose.encode()), *path)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(purpose: str, seed: int, *path: int) -> torch.Generator:
+    """The random stream that `seed_for` names."""
+    return torch.Generator().manual_seed(seed_for(purpose, seed, *path))

@@ -64,7 +64,7 @@ class FlatParameters:
 
     def gather(self, tensors: list[Tensor] | None = None, out: Tensor | None = None) -> Tensor:
         """The parameters' values (or `tensors`, one for each: gradients, say) as a flat buffer [numel]."""
-        flat = torch.zeros(self.numel, dtype=self.dtype, device=self.device) if out is None else out
+        flat = torch.zeros(self.numel, dtype=self.dtype, device=self.device) if out is None else out.zero_()
         with torch.no_grad():
             for view, tensor in zip(self.views(flat), tensors or self.parameters, strict=True):
                 view.copy_(tensor)

@@ -45,10 +45,11 @@ def linear_warmup(schedule: Schedule, steps: int, start_lr: float = 0.0) -> Sche
 
     Step 0 takes the first bit already, step `steps` - 1 the full rate; `steps` = 0 is no warm-up.
     """
+    peak = schedule(max(steps - 1, 0))
 
     def rate(step: int) -> float:
         if step >= steps:
             return schedule(step)
-        return start_lr + (schedule(steps) - start_lr) * (step + 1) / steps
+        return start_lr + (peak - start_lr) * (step + 1) / steps
 
     return rate

@@ -58,7 +58,7 @@ class Topology(ABC):
         return np.mean([self.matrix(t).T @ self.matrix(t) for t in range(self.period)], axis=0)
 
     def consensus_contraction(self) -> float:
-        """By what factor one mixing step shrinks the variance between learners, in expectation and at worst.
+        """By what factor one mixing step shrinks the variance between learners, on average and at worst.
 
         The second largest eigenvalue of E[T'T]: 1/2 - 1/(2(n-1)) for random matchings of even n, and the square of the
         second eigenvalue (1 + 2 cos(2 pi/n))/3 for a ring.
@@ -76,7 +76,9 @@ class Topology(ABC):
 
 @functools.lru_cache(maxsize=8)  # a learner asks several times in a step
 def _permutation(size: int, seed: int, step: int) -> np.ndarray:
-    return np.random.default_rng((seed, step)).permutation(size)
+    order = np.random.default_rng((seed, step)).permutation(size)
+    order.flags.writeable = False  # it is the cache's
+    return order
 
 
 def second_eigenvalue(symmetric: np.ndarray) -> float:

@@ -57,7 +57,7 @@ def wait_until(done: Callable[[], bool], describe: Callable[[], str], stall_time
     while not done():
         backoff.pause()
         waited = time.perf_counter() - start
-        if 0 < stall_timeout <= waited:
+        if 0 < stall_timeout <= waited and not done():  # asked again: this process may have been the one asleep
             raise StallError(f"{describe()}; gave up after {waited:.0f} s")
         if waited >= next_warning:
             log.warning("%s; waiting for %.0f s", describe(), waited)

@@ -376,15 +376,15 @@ def test_a_check_in_which_learners_hang_ends_in_words(mpirun, work: str, words: 
 
 @pytest.mark.mpi
 @pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
-def test_two_hosts_and_the_flags_given_for_them(mpirun) -> None:
+def test_two_hosts_and_the_flags_given_for_them() -> None:
     """The doctor over a real network, started plainly, and then once more by the line that it recommends."""
+    if "Open MPI) 4" in mpi_library():
+        pytest.skip(f"{mpi_library()} cannot make a window over TCP (said in words: test_known_bad_libraries)")
     where = ["-hosts", "host1:2,host2:2"] if "HYDRA" in mpi_library() else ["-H", "host1:2,host2:2"]
     run = ["mpirun", "-np", "4", *where, "python", *DOCTOR, "--seconds", "1"]
     for _ in range(2):
         done = run_on_host1(run, timeout=120, env={"PYTHONPATH": str(REPOSITORY)}, cwd=REPOSITORY)
         found = findings(done.stdout)
-        if "MPI library" in found and found["MPI library"][0] == "FAIL":
-            pytest.skip(found["MPI library"][1])
         assert done.returncode == 0, done.stdout + done.stderr
         assert found["learners"][1] == "4 on 2 hosts (host1:2,host2:2), 2 nodes"
         assert found["in-place reading"][0] == found["window"][0] == "ok"

@@ -82,7 +82,6 @@ def test_padding_is_zero():
     assert not flat.any()
 
 
-@pytest.mark.xfail(strict=True, reason="gather(out=...) leaves the padding as it was, but it is `always zero`")
 def test_padding_is_zero_in_a_given_buffer_too():
     parameters = FlatParameters(Odd())
     flat = torch.full((parameters.numel,), 7.0)

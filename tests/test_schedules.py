@@ -125,10 +125,6 @@ def test_speech_anneals_as_the_paper_does():
     assert schedule(20 * epoch - 1) == pytest.approx(0.8 / 32, rel=1e-12)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="warm-up aims at schedule(steps): that rate has decayed once if decay begins as warm-up ends",
-)
 def test_speech_warms_up_to_the_paper_s_peak():
     epoch = 100
     schedule = speech(epoch)

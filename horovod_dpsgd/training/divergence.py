@@ -26,6 +26,17 @@ class DivergenceWatch:
     def diverged(self) -> bool:
         return self.at_step is not None
 
+    def state_dict(self) -> dict[str, int | None]:
+        return {"at_step": self.at_step, "chance_since": self._chance_since}
+
+    def load_state_dict(self, state: dict[str, int | None]) -> None:
+        self.at_step, self._chance_since = state["at_step"], state["chance_since"]
+
+    def end(self, steps: int) -> None:
+        """The run is over after so many steps: if it is at chance, and not just now, it has diverged too."""
+        if self._chance_since is not None and steps - self._chance_since >= SHORTEST_PATIENCE and not self.diverged:
+            self.at_step = self._chance_since
+
     def see(self, first_step: int, losses: list[float]) -> None:
         """The losses of the steps from `first_step` on. Sets `at_step` to the step from which on all was lost."""
         for step, loss in enumerate(losses, first_step):

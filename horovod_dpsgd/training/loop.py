@@ -18,7 +18,7 @@ from torch import Tensor
 
 from horovod_dpsgd import algorithms, topology
 from horovod_dpsgd.diagnostics import dynamics
-from horovod_dpsgd.learners import Learners, seed_everything
+from horovod_dpsgd.learners import Learners, seed_everything, seed_for
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.divergence import DivergenceWatch
 from horovod_dpsgd.training.evaluation import Heldout, consensus_distance, evaluate_averaged, evaluate_own
@@ -44,14 +44,14 @@ class Trainer:
         )
         optimizer = recipe.make_optimizer(self.model)
         self.algorithm = algorithms.ALGORITHMS[recipe.algo](optimizer, self.model, learners, settings)
-        seed_everything(recipe.seed + 1 + learners.rank)  # dropout, augmentation: different on every learner
+        seed_everything(seed_for("learner", recipe.seed, learners.rank))  # dropout, augmentation
+        self.divergence = DivergenceWatch(task.chance_loss, recipe.warmup_steps(task.samples), self.total_steps)
         self.step = 0
         if resume:
             self._resume()
         self.log: SilentRunLog = (
             RunLog(folder, recipe, self.step, self.total_steps) if learners.rank == 0 else SilentRunLog()
         )
-        self.divergence = DivergenceWatch(task.chance_loss, recipe.warmup, self.total_steps)
         self._losses: list[Tensor] = []  # of the steps since the last log line
         self._step_seconds: list[float] = []
         self._exposed_seconds: list[float] = []
@@ -71,7 +71,8 @@ class Trainer:
             if self.recipe.eval_every and self.step % self.recipe.eval_every == 0 and not last:
                 self._log_heldout(evaluate_averaged(self.algorithm, self.task))
             if self.recipe.checkpoint_every and self.step % self.recipe.checkpoint_every == 0:
-                checkpoint.save(self.folder / "checkpoints", self.step, self.algorithm.state_dict(), self.learners)
+                self._save_checkpoint()
+        self.divergence.end(self.step)
         result = self._result(time.perf_counter() - started)
         self.log.result(result)
         return result
@@ -120,6 +121,8 @@ class Trainer:
 
     def _log_interval(self) -> None:
         """Log the mean over learners of every loss since the last time. The only talk of all learners in training."""
+        if not self._losses:
+            return
         losses = self.learners.mean(torch.stack(self._losses).double().cpu()).tolist()
         first = self.step - len(losses)
         self.divergence.see(first, losses)
@@ -141,16 +144,22 @@ class Trainer:
         with _undisturbed(self.model):
             us = self.learners
             measured = dynamics.measure(self.algorithm, self._loss, batch, self._train_shard(us.rank, us.size), lr)
-        self.log.metrics(self.step, measured)
+        self.log.metrics(self.step + 1, measured)  # of the step that is under way
 
     def _train_shard(self, shard: int, shards: int) -> Iterator[Batch]:
         for batch in self.task.shard_batches("train", shard, shards):
             yield tuple(tensor.to(self.recipe.device) for tensor in batch)
 
+    def _save_checkpoint(self) -> None:
+        self._log_interval()  # what is resumed from here has nothing left to log
+        state = {"algorithm": self.algorithm.state_dict(), "divergence": self.divergence.state_dict()}
+        checkpoint.save(self.folder / "checkpoints", self.step, state, self.learners)
+
     def _resume(self) -> None:
         state = checkpoint.load_newest(self.folder / "checkpoints", self.learners)
         if state is not None:
-            self.algorithm.load_state_dict(state)
+            self.algorithm.load_state_dict(state["algorithm"])
+            self.divergence.load_state_dict(state["divergence"])
             self.step = self.algorithm.step
 
     def _result(self, seconds: float) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
@@ -16,6 +17,12 @@ from horovod_dpsgd.errors import RecipeError
 from horovod_dpsgd.topology import TOPOLOGIES
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+LENGTHS = {"epochs", "max_steps"}
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # what PyYAML raises, an impossible date among it
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Epoch = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Recipe(BaseModel):
@@ -41,21 +48,22 @@ class Recipe(BaseModel):
     momentum: float = Field(0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     clip_norm: float | None = Field(None, gt=0)  # of the local gradient
 
     # For how long, and at which rate
     batch_size: int = Field(gt=0)  # global: of all learners together
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1e6)
     max_steps: int | None = Field(None, gt=0)
     warmup: int = Field(0, ge=0)  # steps
+    warmup_epochs: float = Field(0.0, ge=0, le=1e6)  # the same in epochs, for any batch size
     warmup_from: float = Field(0.0, ge=0)  # the rate that warm-up starts from
     decay: Literal["constant", "steps", "exponential", "cosine"] = "constant"
-    decay_epochs: list[float] = []  # steps: when; exponential: the first is when it begins
-    decay_gamma: float = Field(0.1, gt=0, le=1)
+    decay_epochs: list[Epoch] = []  # steps: when; exponential: one, when it begins
+    decay_gamma: float = Field(0.1, gt=0, le=1)  # the factor at each of them; exponential: at each epoch from then on
 
     # How
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["cpu", "cuda"] = "cpu"
     amp: bool = False  # bfloat16 autocast
     slow_learner: str | None = Field(None, pattern=r"^\d+:\d+(\.\d+)?$")  # RANK:FACTOR
@@ -78,8 +86,16 @@ class Recipe(BaseModel):
             raise ValueError("one of epochs and max_steps must be given")
         if (self.algo == "ssgd-star") != (self.noise_std > 0):
             raise ValueError("noise_std must be above 0 for ssgd-star, and belongs to no other algo")
-        if self.decay in ("steps", "exponential") and not self.decay_epochs:
-            raise ValueError(f"decay {self.decay!r} needs decay_epochs")
+        if (self.decay in ("steps", "exponential")) != bool(self.decay_epochs):
+            raise ValueError("decay_epochs must be given for decay steps and exponential, and for no other")
+        if self.decay == "exponential" and len(self.decay_epochs) > 1:
+            raise ValueError("decay exponential begins once: decay_epochs must be one number")
+        if self.warmup and self.warmup_epochs:
+            raise ValueError("warmup (steps) and warmup_epochs exclude each other")
+        if self.warmup_from > self.lr:
+            raise ValueError("warmup_from must not be above lr")
+        if not _is_json(self.model_options):
+            raise ValueError("model_options must be numbers, strings, lists and mappings with string keys")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum")
         if self.optimizer != "sgd" and self.momentum:
@@ -112,8 +128,12 @@ class Recipe(BaseModel):
         by_epochs = math.inf if self.epochs is None else round(self.epochs * steps_per_epoch)
         return int(max(1, min(by_epochs, math.inf if self.max_steps is None else self.max_steps)))
 
+    def warmup_steps(self, samples: int) -> int:
+        return self.warmup or round(self.warmup_epochs * self.steps_per_epoch(samples))
+
     def schedule(self, samples: int) -> schedules.Schedule:
         """The learning rate as a function of the step."""
+        warmup = self.warmup_steps(samples)
         milestones = [round(epoch * self.steps_per_epoch(samples)) for epoch in self.decay_epochs]
         match self.decay:
             case "steps":
@@ -122,10 +142,10 @@ class Recipe(BaseModel):
                 every = self.steps_per_epoch(samples)
                 after = schedules.exponential_decay(self.lr, milestones[0], every, self.decay_gamma)
             case "cosine":
-                after = schedules.cosine_decay(self.lr, self.warmup, self.total_steps(samples))
+                after = schedules.cosine_decay(self.lr, warmup, self.total_steps(samples))
             case _:
                 after = schedules.constant(self.lr)
-        return schedules.linear_warmup(after, self.warmup, self.warmup_from)
+        return schedules.linear_warmup(after, warmup, self.warmup_from)
 
     def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -142,7 +162,9 @@ class Recipe(BaseModel):
 
 
 def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:
-    """The recipe `folder`/NAME.yaml, or a file, with `overrides` (None: not given) put over it.
+    """The recipe `folder`/NAME.yaml, or a file, with `overrides` put over it (mappings key by key).
+
+    A length given there, epochs or max_steps, is the whole length: the file's other one is dropped.
 
     Raises RecipeError, in one line, for a file that is missing or not YAML, an unknown key, or an impossible value.
     """
@@ -152,15 +174,15 @@ def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:
     except OSError as error:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise RecipeError(f"recipe {name_or_file!r} cannot be read ({error.strerror}); known here: {known}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except NOT_YAML as error:
+        raise RecipeError(f"{path} is not YAML: {_joined(error)}") from error
     if not isinstance(keys, dict):
         raise RecipeError(f"{path} must hold keys and values")
+    if LENGTHS & overrides.keys():
+        keys = {key: value for key, value in keys.items() if key not in LENGTHS}
     for key, value in overrides.items():
-        if isinstance(value, dict) and isinstance(keys.get(key), dict):
-            keys[key] = keys[key] | value
-        elif value is not None:
-            keys[key] = value
+        both = isinstance(value, dict) and isinstance(keys.get(key), dict)
+        keys[key] = keys[key] | value if both else value
     return _validated(keys)
 
 
@@ -175,11 +197,28 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         if not equals:
             raise RecipeError(f"--set {setting}: KEY=VALUE is expected")
         outer, dot, inner = key.partition(".")
-        if dot:
-            overrides.setdefault(outer, {})[inner] = yaml.safe_load(value)
+        try:
+            parsed = yaml.safe_load(value)
+        except NOT_YAML as error:
+            raise RecipeError(f"--set {setting}: {_joined(error)}") from error
+        if not dot:
+            overrides[key] = parsed
+        elif isinstance(overrides.setdefault(outer, {}), dict):
+            overrides[outer][inner] = parsed
         else:
-            overrides[key] = yaml.safe_load(value)
+            raise RecipeError(f"--set {setting}: {outer} is given as a value too")
     return overrides
+
+
+def _is_json(thing: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(thing, allow_nan=False)) == thing)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def _joined(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _validated(keys: dict[str, Any]) -> Recipe:

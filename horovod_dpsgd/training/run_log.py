@@ -44,7 +44,7 @@ class RunLog(SilentRunLog):
         recipe.save(folder / "config.yaml")
         _keep_lines_until(folder / "metrics.jsonl", done)
         self._lines = (folder / "metrics.jsonl").open("a")
-        self._events = SummaryWriter(str(folder), purge_step=done)
+        self._events = SummaryWriter(str(folder), purge_step=done + 1)
         name = f"{recipe.task} {recipe.algo}"
         self._bar = tqdm(total=total, initial=done, desc=name, unit="step", mininterval=1.0, dynamic_ncols=True)
 
@@ -113,5 +113,7 @@ def _json_numbers(values: Any) -> Any:
 def _keep_lines_until(path: Path, step: int) -> None:
     """Drop what an interrupted run wrote after the checkpoint that is resumed from."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines))
+        whole = [
+            line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")
+        ]  # not one cut short
+        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))

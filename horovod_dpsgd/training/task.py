@@ -81,6 +81,6 @@ class Sampler:
         for step in range(self.start, self.stop):
             epoch, place = divmod(step, steps_per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = torch.randperm(self.samples, generator=generator(self.seed, epoch)), epoch
+                order, order_epoch = torch.randperm(self.samples, generator=generator("data", self.seed, epoch)), epoch
             first = place * self.batch + self.offset
             yield order[first : first + self.local]

@@ -48,7 +48,7 @@ def reference_ssgd_star(optimizer: str, std: float, seed: int) -> torch.Tensor:
     net, noisy = problems.model(), problems.model()
     opt = problems.OPTIMIZERS[optimizer](net.parameters())
     flat, flat_noisy = FlatParameters(net), FlatParameters(noisy)
-    noise = [generator(seed, rank) for rank in range(us.size)]
+    noise = [generator("noise", seed, rank) for rank in range(us.size)]
     for step in range(STEPS):
         gradients = []
         for rank in range(us.size):
