@@ -184,9 +184,9 @@ def judge_memory(model: int, given: bool, local: int, folder: str, free: int) ->
     words = f"2 slots x {human(model)} x {local} = {human(need)} a node; {human(free)} free in {folder or 'its memory'}"
     if need <= free:
         return Finding("ok", "shared memory", words)
-    advice = "start fewer learners a node" + f", or enlarge {folder}, if memory allows (docker: --shm-size)" * bool(
-        folder
-    )
+    advice = "start fewer learners a node"
+    if folder:
+        advice += f", or enlarge {folder}, if memory allows (docker: --shm-size)"
     return Finding("FAIL" if given else "warn", "shared memory", f"{words}: {advice}")
 
 
