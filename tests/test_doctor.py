@@ -14,8 +14,9 @@ import pytest
 from conftest import mpi_library
 from two_hosts.netns import run_on_host1, why_not
 
-from horovod_dpsgd import doctor
-from horovod_dpsgd.doctor import Facts
+from horovod_dpsgd.doctor import __main__ as command
+from horovod_dpsgd.doctor import judgement, probes
+from horovod_dpsgd.doctor.judgement import Facts
 
 OPEN_MPI_5 = "Open MPI v5.0.11, package: Open MPI user@localhost Distribution, ident: 5.0.11, repo rev: v5.0.11rc1\0"
 OPEN_MPI_418 = "Open MPI v4.1.8, package: Open MPI user@localhost Distribution, ident: 4.1.8, repo rev: v4.1.8\0"
@@ -42,7 +43,7 @@ CRAY = "MPI VERSION    : CRAY MPICH version 8.1.28.15 (ANL base 3.4a2)\nMPI BUIL
     ],
 )
 def test_library_string_is_understood(text: str, family: str, version: str) -> None:
-    assert doctor.parse_library(text) == (family, version)
+    assert judgement.parse_library(text) == (family, version)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +68,11 @@ def test_library_string_is_understood(text: str, family: str, version: str) -> N
     ],
 )
 def test_known_bad_libraries(library: str, nodes: int, multiple: bool, osc: str | None, rdma: bool, level: str) -> None:
-    assert doctor.judge_library(library, nodes, multiple, osc, rdma).level == level
+    assert judgement.judge_library(library, nodes, multiple, osc, rdma).level == level
 
 
 def test_words_for_open_mpi_4_on_two_hosts() -> None:
-    detail = doctor.judge_library(OPEN_MPI_418, 2, True, None, False).detail
+    detail = judgement.judge_library(OPEN_MPI_418, 2, True, None, False).detail
     assert "4.1.8" in detail and "TCP" in detail and "MPI_THREAD_MULTIPLE" in detail and "Open MPI 5" in detail
 
 
@@ -79,7 +80,7 @@ def test_words_for_open_mpi_4_on_two_hosts() -> None:
     ("level", "nodes", "expected"), [("multiple", 2, "ok"), ("serialized", 2, "FAIL"), ("single", 1, "warn")]
 )
 def test_thread_level_matters_between_nodes(level: str, nodes: int, expected: str) -> None:
-    assert doctor.judge_threads(level, nodes).level == expected
+    assert judgement.judge_threads(level, nodes).level == expected
 
 
 def on(host: str, cores: set[int], node: int = 0, gpus: int = 0, machine_cores: int = 4, **versions: str) -> Facts:
@@ -100,13 +101,13 @@ def on(host: str, cores: set[int], node: int = 0, gpus: int = 0, machine_cores: 
     ],
 )
 def test_a_launcher_of_another_mpi_is_noticed(environment: dict[str, str], n: int, level: str) -> None:
-    assert doctor.judge_launch([on("a", {0})] * n, environment).level == level
+    assert judgement.judge_launch([on("a", {0})] * n, environment).level == level
 
 
 def test_learners_are_counted_by_host_and_node() -> None:
-    found = doctor.judge_launch([on("a", {0}), on("a", {1}), on("b", {0}, node=1)], {})
+    found = judgement.judge_launch([on("a", {0}), on("a", {1}), on("b", {0}, node=1)], {})
     assert (found.level, found.detail) == ("ok", "3 on 2 hosts (a:2,b:1), 2 nodes")
-    assert doctor.judge_launch([on("a", {0}), on("a", {1}, node=1)], {}).level == "warn"
+    assert judgement.judge_launch([on("a", {0}), on("a", {1}, node=1)], {}).level == "warn"
 
 
 @pytest.mark.parametrize(
@@ -120,23 +121,23 @@ def test_learners_are_counted_by_host_and_node() -> None:
     ],
 )
 def test_cores(everyone: list[Facts], level: str, words: str) -> None:
-    found = doctor.judge_cores(everyone)
+    found = judgement.judge_cores(everyone)
     assert found.level == level and words in found.detail
 
 
 def test_gpus_are_compared_with_the_learners_of_their_host() -> None:
-    assert "CPU" in doctor.judge_gpus([on("a", {0})]).detail
-    assert doctor.judge_gpus([on("a", {0}, gpus=2)] * 2).level == "ok"
-    short = doctor.judge_gpus([on("a", {0}, gpus=2)] * 2 + [on("b", {0}, node=1, gpus=1)] * 2)
+    assert "CPU" in judgement.judge_gpus([on("a", {0})]).detail
+    assert judgement.judge_gpus([on("a", {0}, gpus=2)] * 2).level == "ok"
+    short = judgement.judge_gpus([on("a", {0}, gpus=2)] * 2 + [on("b", {0}, node=1, gpus=1)] * 2)
     assert (short.level, short.detail) == ("warn", "1 a host; fewer than learners on b")
 
 
 def test_versions_are_compared_between_hosts() -> None:
-    assert doctor.judge_versions([on("a", {0}), on("b", {0})]).level == "ok"
-    torch = doctor.judge_versions([on("a", {0}), on("b", {0}, torch="2.8.0")])
+    assert judgement.judge_versions([on("a", {0}), on("b", {0})]).level == "ok"
+    torch = judgement.judge_versions([on("a", {0}), on("b", {0}, torch="2.8.0")])
     assert (torch.level, torch.detail) == ("warn", "not the same everywhere: torch is 2.9.1 on a, 2.8.0 on b")
-    assert doctor.judge_versions([on("a", {0}), on("b", {0}, MPI="Open MPI 5.0.11")]).level == "FAIL"
-    horovod = doctor.judge_versions([on("a", {0}), on("b", {0}, horovod="0.28.1")])
+    assert judgement.judge_versions([on("a", {0}), on("b", {0}, MPI="Open MPI 5.0.11")]).level == "FAIL"
+    horovod = judgement.judge_versions([on("a", {0}), on("b", {0}, horovod="0.28.1")])
     assert "horovod is none on a, 0.28.1 on b" in horovod.detail
 
 
@@ -152,30 +153,32 @@ def test_versions_are_compared_between_hosts() -> None:
     ],
 )
 def test_sizes(text: str, count: int) -> None:
-    assert doctor.bytes_of(text) == count
+    assert judgement.bytes_of(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "MB", "507XB", "-1MB", "1e3"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="not a size"):
-        doctor.bytes_of(text)
+        judgement.bytes_of(text)
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(7, "7 B"), (507 * 2**20, "507 MB"), (1014 * 2**20, "0.99 GB"), (1400 * 2**40, "1400 TB")]
 )
 def test_sizes_for_people(count: int, text: str) -> None:
-    assert doctor.human(count) == text
+    assert judgement.human(count) == text
 
 
 def test_shared_memory_holds_two_slots_a_learner() -> None:
     exactly = 2 * 98 * 2**20 * 8
-    enough = doctor.judge_memory(98 * 2**20, True, 8, "/dev/shm", exactly)
+    enough = judgement.judge_memory(98 * 2**20, True, 8, "/dev/shm", exactly)
     assert (enough.level, enough.detail) == ("ok", "2 slots x 98 MB x 8 = 1.53 GB a node; 1.53 GB free in /dev/shm")
-    too_little = doctor.judge_memory(98 * 2**20, True, 8, "/dev/shm", exactly - 1)
+    too_little = judgement.judge_memory(98 * 2**20, True, 8, "/dev/shm", exactly - 1)
     assert too_little.level == "FAIL" and "enlarge /dev/shm" in too_little.detail
-    assert doctor.judge_memory(98 * 2**20, False, 8, "/dev/shm", exactly - 1).level == "warn", "a size nobody asked for"
-    assert "enlarge" not in doctor.judge_memory(98 * 2**20, True, 1, "", 0).detail, "private memory has no folder"
+    assert judgement.judge_memory(98 * 2**20, False, 8, "/dev/shm", exactly - 1).level == "warn", (
+        "a size nobody asked for"
+    )
+    assert "enlarge" not in judgement.judge_memory(98 * 2**20, True, 1, "", 0).detail, "private memory has no folder"
 
 
 def test_the_folder_behind_a_window() -> None:
@@ -184,11 +187,11 @@ def test_the_folder_behind_a_window() -> None:
         "7fb4e93fe000-7fb4e95ff000 rw-s 00000000 00:1b 556          /dev/shm/osc_sm.vm.f4520001.0.3 (deleted)\n"
         "7fb4f0000000-7fb4f0001000 rw-s 00000000 00:1b 557          /tmp/a folder/b\n"
     )
-    assert doctor.backing_folder(0x7FB4E93FE000, maps) == "/dev/shm"
-    assert doctor.backing_folder(0x7FB4E95FEFFF, maps) == "/dev/shm"
-    assert doctor.backing_folder(0x7FB4F0000800, maps) == "/tmp/a folder"
-    assert doctor.backing_folder(0x7F6E508FF000, maps) == ""
-    assert doctor.backing_folder(0x1, maps) == ""
+    assert judgement.backing_folder(0x7FB4E93FE000, maps) == "/dev/shm"
+    assert judgement.backing_folder(0x7FB4E95FEFFF, maps) == "/dev/shm"
+    assert judgement.backing_folder(0x7FB4F0000800, maps) == "/tmp/a folder"
+    assert judgement.backing_folder(0x7F6E508FF000, maps) == ""
+    assert judgement.backing_folder(0x1, maps) == ""
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_the_folder_behind_a_window() -> None:
     [(2.7, 0.015, "ok", "needed: yes"), (0.002, 0.002, "ok", "needed: no"), (2.7, 2.6, "warn", "does not help")],
 )
 def test_whether_the_progress_engine_is_needed(alone: float, driven: float, level: str, words: str) -> None:
-    get, engine = doctor.judge_get(0.01, alone, driven, 3.0)
+    get, engine = judgement.judge_get(0.01, alone, driven, 3.0)
     assert get.level == engine.level == level and words in engine.detail
     assert f"{1e3 * alone:.1f} ms without" in get.detail and f"{1e3 * driven:.1f} ms with it" in get.detail
 
@@ -205,7 +208,7 @@ HOSTS = ["host1"] * 2 + ["host2"] * 2
 
 
 def test_flags_on_one_host() -> None:
-    assert doctor.flags(OPEN_MPI_5, ["vm"] * 3, 2, ["PATH"], False, False) == (
+    assert judgement.flags(OPEN_MPI_5, ["vm"] * 3, 2, ["PATH"], False, False) == (
         "\nFlags to use on this cluster:\n"
         "  mpirun -np 3 -H localhost:3 --bind-to none --map-by slot python TRAIN.py\n"
         "  horovodrun -np 3 -H localhost:3 python TRAIN.py\n"
@@ -214,7 +217,7 @@ def test_flags_on_one_host() -> None:
 
 
 def test_flags_on_two_hosts_over_tcp() -> None:
-    mpirun, horovodrun, srun, *hints = doctor.flags(OPEN_MPI_5, HOSTS, 2, ["PATH"], False, True).splitlines()[2:]
+    mpirun, horovodrun, srun, *hints = judgement.flags(OPEN_MPI_5, HOSTS, 2, ["PATH"], False, True).splitlines()[2:]
     mca = "--mca pml ob1 --mca osc ^ucx"
     where = "-np 4 -H host1:2,host2:2"
     assert mpirun == f"  mpirun {where} --bind-to none --map-by slot --allow-run-as-root {mca} -x PATH python TRAIN.py"
@@ -224,16 +227,16 @@ def test_flags_on_two_hosts_over_tcp() -> None:
 
 
 def test_flags_with_rdma_leave_the_choice_to_the_library() -> None:
-    assert "--mca" not in doctor.flags(OPEN_MPI_5, HOSTS, 2, [], True, False)
+    assert "--mca" not in judgement.flags(OPEN_MPI_5, HOSTS, 2, [], True, False)
 
 
 def test_flags_for_open_mpi_4_talk_ucx_into_tcp() -> None:
-    text = doctor.flags(OPEN_MPI_418, HOSTS, 2, [], False, False)
+    text = judgement.flags(OPEN_MPI_418, HOSTS, 2, [], False, False)
     assert "--mca osc sm,ucx --mca opal_common_ucx_tls any --mca opal_common_ucx_devices any" in text
 
 
 def test_flags_for_mpich() -> None:
-    lines = doctor.flags(MPICH, HOSTS, 2, ["PATH"], False, True).splitlines()[2:]
+    lines = judgement.flags(MPICH, HOSTS, 2, ["PATH"], False, True).splitlines()[2:]
     assert lines[0] == "  mpirun -np 4 -hosts host1:2,host2:2 python TRAIN.py"
     assert lines[2] == "  srun --mpi=pmi2 -N 2 -n 4 --cpus-per-task=2 python TRAIN.py"
 
@@ -242,7 +245,7 @@ def test_what_a_check_raises_is_a_finding() -> None:
     """On one of two learners; the other's work went well."""
     problem = "learner 1: Exception: MPI_ERR_WIN: invalid window"
     us = SimpleNamespace(rank=0, size=2, gather=lambda own: [own, problem])
-    (found,) = doctor.attempt(us, "window", lambda: [])  # type: ignore[arg-type]
+    (found,) = probes.attempt(us, "window", lambda: [])  # type: ignore[arg-type]
     assert (found.level, found.title) == ("FAIL", "window")
     assert found.detail == problem + " (1 of 2 learners)"
 
@@ -251,9 +254,9 @@ def test_a_missing_mpi_library_is_one_line(monkeypatch: pytest.MonkeyPatch, caps
     def start() -> None:
         raise RuntimeError("cannot load MPI library\nlibmpi.so: cannot open shared object file")
 
-    monkeypatch.setattr(doctor, "start", start)
+    monkeypatch.setattr(command, "start", start)
     monkeypatch.setattr(sys, "argv", ["doctor"])
-    assert doctor.main() == 1
+    assert command.main() == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("FAIL  MPI library") and "cannot load MPI library; libmpi.so" in line
 
@@ -293,7 +296,7 @@ def test_one_host(mpirun, n: int) -> None:
     assert found["shared memory"][1].startswith(f"2 slots x 507 MB x {n} = ")
     if n > 1:  # the folder is read off the memory itself; what is free there is the system's word
         match = re.search(r"; ([\d.]+ [KMGT]B) free in (.+?)(:|$)", found["shared memory"][1])
-        assert match and doctor.bytes_of(match[1]) <= 1.1 * shutil.disk_usage(match[2]).free
+        assert match and judgement.bytes_of(match[1]) <= 1.1 * shutil.disk_usage(match[2]).free
     if importlib.util.find_spec("horovod") is None:
         assert found["Horovod"][0] == "warn" and "not installed" in found["Horovod"][1]
     else:
@@ -347,9 +350,9 @@ def test_an_argument_that_is_not_understood_is_one_line(mpirun) -> None:
 def test_a_window_that_mpi_refuses_is_a_finding(mpirun) -> None:
     """Open MPI without its component for shared memory: the check before is told to let it pass."""
     program = (
-        "import sys; from horovod_dpsgd import doctor\n"
-        "doctor.judge_library = lambda *_: doctor.Finding('ok', 'MPI library', '')\n"
-        "sys.exit(doctor.main())"
+        "import sys; from horovod_dpsgd.doctor import __main__ as command\n"
+        "command.judge_library = lambda *_: command.Finding('ok', 'MPI library', '')\n"
+        "sys.exit(command.main())"
     )
     if "HYDRA" in mpi_library():
         pytest.skip("MPICH has no component that could be left out")
@@ -365,9 +368,9 @@ def test_a_window_that_mpi_refuses_is_a_finding(mpirun) -> None:
 def test_a_check_in_which_learners_hang_ends_in_words(mpirun, work: str, words: str) -> None:
     """Learner 1 sleeps, or fails while learner 0 waits for it."""
     program = (
-        "import time; from horovod_dpsgd import doctor, learners\n"
+        "import time; from horovod_dpsgd import learners; from horovod_dpsgd.doctor import probes\n"
         "us = learners.start()\n"
-        f"doctor.attempt(us, 'window', lambda: [{work}] if us.rank else us.barrier() or [], 2)"
+        f"probes.attempt(us, 'window', lambda: [{work}] if us.rank else us.barrier() or [], 2)"
     )
     done = mpirun(2, "-c", program, status=None, timeout=60)
     assert done.returncode != 0

@@ -42,6 +42,7 @@ class NeighbourExchange:
         self._slots = [slot.to(parameters.device, copy=True) for slot in slots] if self.staged else slots
         self._views = [parameters.views(slot) for slot in self._slots]
         self._fetched: Pending | None = None
+        self._fetching = learners.rank  # the learner that is being asked, for stall messages
         self._inbox: dict[int, Tensor] = {}  # a landing place for each partner on another node, made when first needed
         self._engine = ProgressEngine(learners) if learners.nodes > 1 else None
         parameters.gather(out=self._slots[0])

@@ -1,0 +1,170 @@
+"""What only trying tells: windows, reads in place, and reads whose target computes. All learners take part."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from horovod_dpsgd import __version__
+from horovod_dpsgd.doctor.judgement import (
+    GET_BYTES,
+    Facts,
+    Finding,
+    backing_folder,
+    judge_get,
+    judge_memory,
+    parse_library,
+)
+from horovod_dpsgd.gossip.progress import Job, ProgressEngine, completion
+from horovod_dpsgd.gossip.window import Window
+from horovod_dpsgd.learners import Learners, abort
+from horovod_dpsgd.waiting import wait_until
+
+HEAD_START = 0.2  # seconds after which the target of a Get is surely computing
+TIME_LIMIT = 60.0  # seconds for a check, beside what it computes on purpose
+MAPS = Path("/proc/self/maps")
+
+
+def collect(us: Learners, library: str) -> Facts:
+    versions = {"horovod_dpsgd": __version__, "python": platform.python_version()}
+    for package in ("torch", "mpi4py", "numpy", "horovod"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    versions["MPI"] = " ".join(parse_library(library))
+    cores = frozenset(os.sched_getaffinity(0))
+    node = us.node_of[us.rank]
+    return Facts(us.hosts[us.rank], node, cores, os.cpu_count() or 1, torch.cuda.device_count(), versions)
+
+
+def attempt(us: Learners, title: str, work: Callable[[], list[Finding]], limit: float = TIME_LIMIT) -> list[Finding]:
+    """What `work` finds, or a FAIL if it raises on any learner. Ends the job, in words, if it hangs."""
+    problem, found = "", []
+
+    def give_up() -> None:
+        time.sleep(0 if problem else 1 + (us.rank > 0))  # let those speak first who know more
+        abort(f"{title}: {problem or f'no end after {limit:g} s'}")
+
+    timer = threading.Timer(limit, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        found = work()  # mpi4py has MPI return its errors and raises them here; where MPI aborts, nothing helps
+    except Exception as error:
+        problem = f"learner {us.rank}: {type(error).__name__}: {error}"
+    problems = [its for its in us.gather(problem) if its]  # if others hang in `work`, the timer says what is known
+    timer.cancel()
+    return [Finding("FAIL", title, f"{problems[0]} ({len(problems)} of {us.size} learners)")] if problems else found
+
+
+def check_window(us: Learners, model: int, given: bool) -> list[Finding]:
+    """Make a small window, read a node-local partner's slot in place, and see what lies behind the memory."""
+    start = time.perf_counter()
+    window = Window(us, 1024, torch.float32)
+    kind = "node-shared memory" + ", exposed to all nodes" * (us.nodes > 1)
+    made = Finding("ok", "window", f"{kind}, in {1e3 * (time.perf_counter() - start):.1f} ms")
+    window.slots[1].fill_(us.rank + 1)
+    window.publish(1, 1)
+    neighbours = [rank for rank in range(us.size) if us.shares_memory_with(rank)]
+    partner = neighbours[(us.local_rank + 1) % len(neighbours)]
+    wait_until(lambda: window.counters(partner).last_published == 1, lambda: f"for learner {partner} to publish", 0)
+    right = bool((window.slot(partner, 1) == partner + 1).all())
+    folder = backing_folder(window.slots[0].data_ptr(), MAPS.read_text())
+    room, local, folder = min(us.gather((free_bytes(folder) // us.local_size, us.local_size, folder)))
+    wrong = [rank for rank, its in enumerate(us.gather(right)) if not its]
+    window.free()
+    if us.nodes == us.size:
+        read = Finding("skip", "in-place reading", "each learner is alone on its node")
+    elif wrong:
+        read = Finding("FAIL", "in-place reading", f"learners {wrong} see other values than their partners wrote")
+    else:
+        read = Finding("ok", "in-place reading", f"{us.size} of {us.size} learners see what their partners wrote")
+    return [made, read, judge_memory(model, given, local, folder, room * local)]
+
+
+def free_bytes(folder: str) -> int:
+    """Of the file system, and of the machine's memory: a tmpfs may promise more than there is."""
+    free = 1024 * int(re.findall(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[0])
+    if not os.path.isdir(folder):  # one learner alone on its node gets private memory
+        return free
+    disk = os.statvfs(folder)
+    return min(free, disk.f_bavail * disk.f_frsize)
+
+
+def check_get(us: Learners, seconds: float) -> list[Finding]:
+    """A Get from another node whose target computes, without and with the progress engine."""
+    window = Window(us, GET_BYTES // 4, torch.float32)
+    window.slots[0].fill_(us.rank + 1)
+    idle = time_get(us, window, None, 0.0)
+    alone = time_get(us, window, None, seconds)
+    engine = ProgressEngine(us)
+    driven = time_get(us, window, engine, seconds)
+    engine.close()
+    window.free()
+    return judge_get(idle, alone, driven, seconds)
+
+
+def time_get(us: Learners, window: Window, engine: ProgressEngine | None, seconds: float) -> float:
+    """Seconds in which learner 0 gets a slot of the first learner on another node, which computes meanwhile."""
+    target = us.node_of.index(1)
+    elapsed = 0.0
+    us.barrier("the doctor's Get")
+    if us.rank == target:
+        compute(seconds)
+    elif us.rank == 0:
+        time.sleep(HEAD_START)
+        out = torch.zeros_like(window.slots[0])
+        start = time.perf_counter()
+        job = get(window, target, out)
+        if engine:
+            wait_until(engine.submit(job).done, lambda: f"for a Get from learner {target}", 0)
+        else:
+            for pause in job:
+                time.sleep(pause)
+        elapsed = time.perf_counter() - start
+        if not bool((out == target + 1).all()):
+            raise RuntimeError(f"a Get from learner {target} on {us.hosts[target]} brought other values than it wrote")
+    us.barrier("the doctor's Get")
+    return float(us.broadcast(elapsed))
+
+
+def get(window: Window, target: int, out: Tensor) -> Job:
+    yield from completion(window.get_slot(target, 0, out))
+
+
+def compute(seconds: float) -> None:
+    """Keep this learner's cores busy outside MPI, as forward and backward do."""
+    end = time.perf_counter() + seconds
+    matrix = torch.full((256, 256), 1e-3)
+    while time.perf_counter() < end:
+        matrix = torch.tanh(matrix @ matrix)
+
+
+def check_horovod() -> Finding:
+    """Its build flags. It is imported, on this learner alone, but not started."""
+    if importlib.util.find_spec("horovod") is None:
+        return Finding("warn", "Horovod", "not installed: --algo ssgd needs it, DPSGD does not")
+    try:
+        import horovod.torch as hvd
+
+        built = {"MPI": hvd.mpi_built(), "Gloo": hvd.gloo_built(), "NCCL": hvd.nccl_built()}
+    except Exception as error:
+        return Finding("warn", "Horovod", f"cannot be imported, and --algo ssgd needs it: {error}")
+    words = ", ".join(f"{'with' if yes else 'without'} {name}" for name, yes in built.items())
+    words = f"{metadata.version('horovod')}, built {words}"
+    libraries = sorted(set(re.findall(r"/\S*/libmpi(?:ch)?\.so\S*", MAPS.read_text())))
+    if len(libraries) > 1:
+        return Finding("FAIL", "Horovod", f"{words}, for another MPI than mpi4py's: {' and '.join(libraries)}")
+    if not built["MPI"]:
+        return Finding("warn", "Horovod", f"{words}: --algo ssgd needs MPI")
+    return Finding("ok", "Horovod", words)
