@@ -19,13 +19,16 @@ PAPER = {"dpsgd": "2.1", "ssgd": "fails", "ssgd-star": "5.7, tuned"}  # test err
 
 def jobs(seeds: Sequence[int], noise_grid: Sequence[float] = NOISE_GRID) -> list[Job]:
     """All runs of the figure, seed by seed."""
-    kinds = {"ssgd": ["--algo", "ssgd"], "dpsgd": ["--algo", "dpsgd", "--topology", "complete"]}
+    kinds = {
+        "ssgd": ["--algo", "ssgd", "--diagnostics"],
+        "dpsgd": ["--algo", "dpsgd", "--topology", "complete", "--diagnostics"],
+    }
     kinds |= {f"ssgd-star-{std:g}": ["--algo", "ssgd-star", "--noise-std", str(std)] for std in noise_grid}
     return [_job(f"{name}-seed{seed}", [*kind, "--seed", str(seed)]) for seed in seeds for name, kind in kinds.items()]
 
 
 def _job(name: str, arguments: list[str]) -> Job:
-    common = ("--recipe", "mnist", "--diagnostics", "--checkpoint-every", "500")
+    common = ("--recipe", "mnist", "--checkpoint-every", "500")
     return Job(name, "benchmarks/cv/train.py", LEARNERS, (*common, *arguments))
 
 

@@ -67,7 +67,13 @@ class Window:
         self.slot_bytes = numel * dtype.itemsize
         nbytes = HEADER_BYTES + 2 * self.slot_bytes
         info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # each learner's part on pages of its own (NUMA)
-        self._shared = MPI.Win.Allocate_shared(nbytes, 1, info, learners.node)
+        try:
+            self._shared = MPI.Win.Allocate_shared(nbytes, 1, info, learners.node)
+        except MPI.Exception as error:
+            raise RuntimeError(
+                f"MPI has no shared memory of {nbytes / 1e6:.0f} MB for each of {learners.local_size} learners on "
+                f"{learners.hosts[learners.rank]} ({error}); python -m horovod_dpsgd.doctor says more"
+            ) from error
         info.Free()
         self._shared.Lock_all()
         self._local = {

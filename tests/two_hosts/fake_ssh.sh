@@ -10,10 +10,10 @@ while [ $# -gt 0 ]; do
     esac
 done
 case $host in
-    host1 | 10.77.0.1) pid=@HOST1@ ;;
-    host2 | 10.77.0.2) pid=@HOST2@ ;;
+    host1 | 10.77.0.1) pid=@HOST1@ name=host1 ;;
+    host2 | 10.77.0.2) pid=@HOST2@ name=host2 ;;
     *) echo "ssh: Could not resolve hostname $host" >&2; exit 255 ;;
 esac
 exec nsenter --target $pid --mount --uts --ipc --net --wd="@HOME@" -- \
-    env -i HOME="@HOME@" USER="${USER:-root}" LOGNAME="${USER:-root}" SHELL=/bin/sh \
+    env -i HOME="@HOME@" USER="${USER:-root}" LOGNAME="${USER:-root}" SHELL=/bin/sh TMPDIR="@SCRATCH@/$name" \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -c "$*"

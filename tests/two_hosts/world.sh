@@ -38,10 +38,12 @@ for pid in $pid1 $pid2; do
     until on $pid "ip link show eth0" | grep -q "state UP"; do sleep 0.05; done
 done
 
-mkdir "$scratch/bin"
-sed -e "s/@HOST1@/$pid1/; s/@HOST2@/$pid2/; s|@HOME@|$HOME|" "$here/fake_ssh.sh" >"$scratch/bin/ssh"
+# Launchers name their session folders in TMPDIR by process id. Every world counts from 1, so in a common /tmp it
+# would meet those of a world that was killed; and Open MPI then stops.
+mkdir "$scratch/bin" "$scratch/host1" "$scratch/host2"
+sed -e "s/@HOST1@/$pid1/; s/@HOST2@/$pid2/; s|@HOME@|$HOME|; s|@SCRATCH@|$scratch|" "$here/fake_ssh.sh" >"$scratch/bin/ssh"
 chmod +x "$scratch/bin/ssh"
-export PATH="$scratch/bin:$PATH" HOSTNAME=host1
+export PATH="$scratch/bin:$PATH" HOSTNAME=host1 TMPDIR="$scratch/host1"
 
 # not exec: process 1 has to stay, to reap orphans and to end the world when the command has ended
 status=0
