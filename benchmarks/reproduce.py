@@ -47,7 +47,8 @@ def main() -> None:
     if arguments.demo and not hasattr(experiment, "DEMO_NOISE"):
         sys.exit(f"reproduce.py: error: {arguments.name} has no --demo")
     if arguments.demo:
-        jobs, folder = experiment.jobs([0], noise_grid=[experiment.DEMO_NOISE]), arguments.runs / "demo"
+        jobs = experiment.jobs([0], noise_grid=[experiment.DEMO_NOISE])
+        folder = arguments.runs / f"{arguments.name}-demo"
     else:
         jobs, folder = experiment.jobs(range(arguments.seeds)), arguments.runs / arguments.name
     folders = launch.run_all(jobs, folder, arguments.dry_run)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STALL_TIMEOUT = 300.0  # seconds
 LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
+LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
@@ -99,9 +100,12 @@ class Learners:
 
     def gather(self, thing: Any) -> list[Any]:
         """Every learner's `thing` (any small picklable object), by rank, on every learner."""
+        self.barrier("a gathering")  # allgather spins, so it begins when all are there
         return self.world.allgather(thing)
 
     def broadcast(self, thing: Any, root: int = 0) -> Any:
+        """The root's `thing` (any small picklable object), on every learner."""
+        self.barrier("a broadcast")
         return self.world.bcast(thing, root)
 
     def broadcast_(self, tensor: torch.Tensor, root: int = 0) -> None:
@@ -176,6 +180,11 @@ def environment_rank() -> int:
 
 def _environment_integer(names: tuple[str, ...], default: int) -> int:
     return next((int(os.environ[name]) for name in names if name in os.environ), default)
+
+
+def environment_local_rank() -> int:
+    """The same among the processes of this host."""
+    return _environment_integer(LOCAL_RANK_VARIABLES, environment_rank())
 
 
 def use_threads(learners: Learners) -> int:

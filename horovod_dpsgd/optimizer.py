@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from horovod_dpsgd import learners, topology
+from horovod_dpsgd.algorithms import Settings
 from horovod_dpsgd.algorithms.dpsgd import DPSGD
 
 
@@ -18,16 +20,19 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
     """Wrap `optimizer`, made over the parameters of `model`, so that every `step()` is a step of DPSGD (eq. 2).
 
     `step()` averages the weights with this step's partners, who publish theirs while gradients are computed, and then
-    applies the wrapped optimizer's update. Everything else (`zero_grad`, `param_groups`, learning-rate schedulers,
-    `state_dict`) is the wrapped optimizer's. All learners start from the weights of rank 0.
+    applies the wrapped optimizer's update. `zero_grad`, `param_groups`, hooks and learning-rate schedulers are the
+    wrapped optimizer's. All learners start from the weights of rank 0.
 
     topology: "matching" (one random partner a step, the paper's), "ring", "random-ring", "complete", "exponential", or
-    a `Topology`; seed: of a random topology, equal on all learners.
+    a `Topology`; seed: of a random topology, equal on all learners; stall_timeout: seconds after which a learner that
+    waits for another ends the job (0: never). Every learner must call `step()` equally often.
 
     Weights differ between learners: evaluate inside `with optimizer.averaged():`, where the model holds their mean.
+    Between steps others read them: change them by `load_state_dict` alone, and copy what you keep (see `DPSGD`).
 
     Constructing, stepping, `averaged`, `load_state_dict` and `close` are collective. Raises ValueError for a model that
-    `FlatParameters` cannot hold, or that differs between learners.
+    `FlatParameters` cannot hold or that differs between learners, if the optimizer's parameters are not the model's
+    trainable ones, and if the topologies differ.
     """
 
     def __init__(
@@ -36,25 +41,33 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         model: nn.Module,
         topology: str | topology.Topology = "matching",
         seed: int = 0,
+        stall_timeout: float = learners.STALL_TIMEOUT,
     ) -> None:
-        # The base class's __init__ is not called: this is a face for `optimizer`, with no parameters or state of its
-        # own.
-        us = learners.start()
+        # Not the base class's __init__: this is a face for `optimizer`, with no parameters or state of its own.
+        us = replace(learners.start(), stall_timeout=stall_timeout)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if any(id(p) not in held for p in model.parameters() if p.requires_grad):
-            raise ValueError("the optimizer does not hold all trainable parameters of the model")
+        trainable = {id(p) for p in model.parameters() if p.requires_grad}
+        if held - {id(p) for p in model.parameters()} or trainable - held:
+            raise ValueError("the optimizer must hold the trainable parameters of the model, all of them and no others")
         self.optimizer = optimizer
-        chosen = _topology(topology, us.size, seed)
-        self.algorithm = DPSGD(optimizer, model, us, chosen)
+        self.algorithm = DPSGD(optimizer, model, us, Settings(_topology(topology, us.size, seed), seed=seed))
         self.algorithm.begin_step()
-        atexit.register(self.close)
+        self._frozen = [p for p in model.parameters() if not p.requires_grad]
+        self._closed = False
+        atexit.register(self._close_at_exit)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of DPSGD; returns what `closure`, if given, returned."""
+        """One step of DPSGD; returns what `closure`, if given, returned. Raises RuntimeError after `close`."""
+        if self._closed:
+            raise RuntimeError("the optimizer is closed")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if any(p.grad is not None for p in self._frozen):
+            raise RuntimeError(
+                "a parameter that was frozen when the optimizer was wrapped has a gradient: wrap it anew"
+            )
         self.algorithm.end_step()
         self.algorithm.begin_step()
         return loss
@@ -65,16 +78,25 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
 
     def close(self) -> None:
         """Leave the exchange; the model keeps this learner's weights. Called at exit if not before. Collective."""
-        atexit.unregister(self.close)
-        self.algorithm.close()
+        if not self._closed:
+            self._closed = True
+            self.algorithm.close()
+
+    def _close_at_exit(self) -> None:
+        try:
+            self.close()
+        except Exception as error:  # raised here it would be printed, and the job would hang in MPI_Finalize
+            learners.abort(f"{type(error).__name__} at exit: {error}")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         raise RuntimeError("parameters cannot be added: the exchange's memory was laid out when it was made")
 
     def state_dict(self) -> dict[str, Any]:
+        """This learner's weights, the wrapped optimizer's state and the step of the topology, for `load_state_dict`."""
         return self.algorithm.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave on this learner."""
         self.algorithm.load_state_dict(state_dict)
         self.algorithm.begin_step()
 
@@ -82,7 +104,13 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         self.optimizer.zero_grad(set_to_none)
 
     def __repr__(self) -> str:
-        return f"DecentralizedOptimizer({self.optimizer!r}, topology={self.algorithm.topology.name!r})"
+        return f"DecentralizedOptimizer({self.optimizer!r}, topology={self.algorithm.topology!r})"
+
+    def register_step_pre_hook(self, hook: Any) -> Any:
+        return self.optimizer.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> Any:
+        return self.optimizer.register_step_post_hook(hook)
 
     # Schedulers read and write these; the wrapped optimizer may replace its own, so they are looked up each time.
 
@@ -100,8 +128,4 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
 
 
 def _topology(chosen: str | topology.Topology, size: int, seed: int) -> topology.Topology:
-    if isinstance(chosen, topology.Topology):
-        if chosen.size != size:
-            raise ValueError(f"the topology is for {chosen.size} learners, but there are {size}")
-        return chosen
-    return topology.create(chosen, size, seed)
+    return chosen if isinstance(chosen, topology.Topology) else topology.create(chosen, size, seed)

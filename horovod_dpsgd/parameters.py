@@ -50,11 +50,6 @@ class FlatParameters:
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
 
-    def signature(self) -> str:
-        """Names, shapes and dtype: equal on two learners if and only if their models fit together."""
-        shapes = (f"{name}{tuple(p.shape)}" for name, p in zip(self.names, self.parameters, strict=True))
-        return f"{self.dtype} " + " ".join(shapes)
-
     def views(self, flat: Tensor) -> list[Tensor]:
         """A view of `flat` [numel] for every parameter, in its shape and strides."""
         return [

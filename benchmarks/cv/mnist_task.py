@@ -27,7 +27,7 @@ class MnistTask(Task):
 
     classes = 10
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, may_fetch: bool = True) -> None:
         known = {"hidden": [50, 50], "activation": "relu", "standardize": False, "init_scale": 1.0}
         unknown = set(recipe.model_options) - set(known)
         if recipe.model != "mlp" or unknown:
@@ -35,11 +35,14 @@ class MnistTask(Task):
         self.options = known | recipe.model_options
         if self.options["activation"] not in ACTIVATIONS:
             raise RecipeError(f"model_options.activation: choose one of {', '.join(ACTIVATIONS)}")
+        hidden = self.options["hidden"]
+        if not isinstance(hidden, list) or not all(isinstance(width, int) and width > 0 for width in hidden):
+            raise RecipeError(f"model_options.hidden: {hidden} is not a list of widths")
         if recipe.synthetic:
             self.data = "synthetic digits"
             self.train, self.heldout = _random_digits(60_000), _random_digits(10_000)
         else:
-            source = mnist.find_mnist(recipe.data_dir)
+            source = mnist.find_mnist(recipe.data_dir, allow_download=may_fetch)
             self.data = "MNIST" if not source.reduced else "5,000 digits of MNIST"
             self.train, self.heldout = mnist.load_mnist(source)
         self.samples = len(self.train.labels)

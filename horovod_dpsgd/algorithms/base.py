@@ -13,6 +13,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,25 +21,44 @@ from torch import nn
 
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters, floating_buffers
+from horovod_dpsgd.topology import Topology
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What algorithms may be told beside the optimizer and the model; each takes what concerns it.
+
+    topology: who mixes with whom; noise_std: standard deviation of SSGD*'s weight noise; seed: of all that is random;
+    clip_norm: the largest 2-norm of the gradient that an update is made from (None: any).
+    """
+
+    topology: Topology | None = None
+    noise_std: float = 0.0
+    seed: int = 0
+    clip_norm: float | None = None
 
 
 class Algorithm(ABC):
     """A distributed optimization algorithm around a PyTorch optimizer and model. Constructing one is collective.
 
-    optimizer: the one whose `param_groups` hold the learning rate; exposed_seconds: communication time of the last step
-    that was not hidden behind computation.
+    optimizer: the one whose `param_groups` hold the learning rate; topology: who mixes with whom, if anybody does;
+    exposed_seconds: communication time of the last step that was not hidden behind computation.
     """
 
     name: str
+    topology: Topology | None = None
     exposed_seconds = 0.0
 
-    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners, settings: Settings
+    ) -> None:
         self.optimizer = optimizer
         self.model = model
         self.learners = learners
+        self.settings = settings
         self.parameters = FlatParameters(model)
         self.step = 0
-        start_alike(model, self.parameters, learners)
+        start_alike(model, learners)
 
     @abstractmethod
     def begin_step(self) -> None:
@@ -56,8 +76,13 @@ class Algorithm(ABC):
         """
 
     @abstractmethod
-    def bytes_sent_per_step(self) -> int:
-        """What this learner sends in a step, or lets others read of it."""
+    def bytes_sent(self, step: int) -> int:
+        """What this learner sends at `step`, or lets others read of it."""
+
+    def clip_gradients(self) -> None:
+        """Scale the gradients in `p.grad` down to `settings.clip_norm`, if they are larger."""
+        if self.settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters.parameters, self.settings.clip_norm)
 
     def state_dict(self) -> dict[str, Any]:
         """All this learner needs to go on bit for bit, beside its data position. Valid between steps.
@@ -68,9 +93,12 @@ class Algorithm(ABC):
         return {"algorithm": self.name, "step": self.step, "model": model, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, saved by the same algorithm with as many learners. Collective."""
-        if state["algorithm"] != self.name:
-            raise ValueError(f"the state is of {state['algorithm']}, not of {self.name}")
+        """Go on from `state`, saved by the same algorithm with as many learners. Collective.
+
+        Raises ValueError for the state of another algorithm.
+        """
+        if state.get("algorithm") != self.name:
+            raise ValueError(f"this is no state of {self.name} (its algorithm is {state.get('algorithm')!r})")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -80,25 +108,25 @@ class Algorithm(ABC):
         return None
 
 
-def start_alike(model: nn.Module, parameters: FlatParameters, learners: Learners) -> None:
-    """Give all learners rank 0's weights and buffers. Raises ValueError if the models differ in names or shapes."""
-    signature = hashlib.sha256(parameters.signature().encode()).hexdigest()
-    different = [
-        rank for rank, other in enumerate(learners.gather(signature)) if other != learners.broadcast(signature)
-    ]
+def start_alike(model: nn.Module, learners: Learners) -> None:
+    """Give all learners rank 0's weights and buffers. Raises ValueError, on all, if their models differ in shape."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    layout = " ".join(f"{name}{tuple(t.shape)}{t.dtype}{t.requires_grad}" for name, t in tensors.items())
+    everyone = learners.gather(hashlib.sha256(layout.encode()).hexdigest())
+    different = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
     if different:
         raise ValueError(f"the model of learner {different[0]} differs from learner 0's in parameter names or shapes")
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in tensors.values():
         learners.broadcast_(tensor)
 
 
 @contextmanager
 def averaged_buffers(model: nn.Module, learners: Learners) -> Iterator[None]:
-    """Inside the block BatchNorm's running statistics are the means over learners. Collective."""
+    """Inside the block BatchNorm's running statistics, and all float buffers, are means over learners. Collective."""
     buffers = floating_buffers(model)
     before = [b.clone() for b in buffers]
     for b in buffers:
-        b.copy_(learners.mean(b))
+        b.copy_(learners.mean(b.double()))
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ w(t+1) = w(t) - alpha mean_j grad L_j(w(t))
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ import horovod.torch as hvd
 import torch
 from torch import nn
 
-from horovod_dpsgd.algorithms.base import Algorithm, averaged_buffers
+from horovod_dpsgd.algorithms.base import Algorithm, Settings, averaged_buffers
 from horovod_dpsgd.learners import Learners
 
 
@@ -23,14 +24,17 @@ class SSGD(Algorithm):
 
     name = "ssgd"
 
-    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners, settings: Settings
+    ) -> None:
         if not hvd.is_initialized():
-            if learners.stall_timeout:
-                os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(round(learners.stall_timeout)))
+            _set_stall_timeout(learners.stall_timeout)
             hvd.init(comm=learners.world)
-        super().__init__(optimizer, model, learners)
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.optimizer: Any = hvd.DistributedOptimizer(optimizer, named_parameters=named)  # more than an Optimizer
+        for p in model.parameters():
+            p.data = p.data.contiguous()  # Horovod refuses gradients in any other layout (channels-last, transposed)
+        super().__init__(optimizer, model, learners, settings)
+        # more than an Optimizer; frozen parameters are named too, since `optimizer` may hold them
+        self.optimizer: Any = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 
     def begin_step(self) -> None:
         return None  # Horovod starts when the first gradient is ready
@@ -39,6 +43,7 @@ class SSGD(Algorithm):
         start = time.perf_counter()
         self.optimizer.synchronize()  # g_a = mean_j grad L_j(w(t))
         self.exposed_seconds = time.perf_counter() - start
+        self.clip_gradients()  # the averaged one; until here Horovod's thread was at work on it
         with self.optimizer.skip_synchronize():
             self.optimizer.step()  # w(t+1) = w(t) - alpha g_a
         self.step += 1
@@ -46,6 +51,13 @@ class SSGD(Algorithm):
     def averaged(self) -> AbstractContextManager[None]:
         return averaged_buffers(self.model, self.learners)  # all learners hold w_a already
 
-    def bytes_sent_per_step(self) -> int:
+    def bytes_sent(self, step: int) -> int:
         """What a ring all-reduce sends: each learner 2 (n-1)/n of the gradients (MPI may choose another algorithm)."""
         return 2 * (self.learners.size - 1) * self.parameters.nbytes // self.learners.size
+
+
+def _set_stall_timeout(seconds: float) -> None:
+    """Horovod ends the job only if it looks for stalled learners more often than it gives them time."""
+    if seconds:
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(max(2, math.ceil(seconds))))
+        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(max(1, min(60, int(seconds / 2)))))

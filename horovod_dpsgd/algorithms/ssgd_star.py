@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from horovod_dpsgd.algorithms.base import Settings
 from horovod_dpsgd.algorithms.ssgd import SSGD
 from horovod_dpsgd.learners import Learners, generator
 
@@ -19,27 +20,24 @@ from horovod_dpsgd.learners import Learners, generator
 class SSGDStar(SSGD):
     """SSGD with the gradients taken at noisy weights; the update applies to w_a, without the noise.
 
-    noise_std: sigma_0, the standard deviation of the noise on every weight; seed: of the noise, which also differs by
-    rank.
+    sigma_0 is `settings.noise_std`; the noise is drawn from (`settings.seed`, rank).
     """
 
     name = "ssgd-star"
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners, noise_std: float, seed: int = 0
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners, settings: Settings
     ) -> None:
-        super().__init__(optimizer, model, learners)
-        self.noise_std = noise_std
-        self.noise = generator("noise", seed, learners.rank)
+        super().__init__(optimizer, model, learners, settings)
+        self.noise = generator("noise", settings.seed, learners.rank)
         self.weights = self.parameters.gather()  # w_a, without noise
         self._views = self.parameters.views(self.weights)
         self.parameters.point_to(self._views)
 
     def begin_step(self) -> None:
-        delta = torch.randn(self.parameters.numel, dtype=self.parameters.dtype, generator=self.noise).to(
-            self.weights.device
-        )
-        self.parameters.point_to(self.parameters.views(self.weights + self.noise_std * delta))
+        size, dtype = self.parameters.numel, self.parameters.dtype
+        delta = torch.randn(size, dtype=dtype, generator=self.noise).to(self.weights.device)
+        self.parameters.point_to(self.parameters.views(self.weights + self.settings.noise_std * delta))
 
     def end_step(self) -> None:
         self.parameters.point_to(self._views)

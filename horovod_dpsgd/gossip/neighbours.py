@@ -39,7 +39,7 @@ class NeighbourExchange:
         self.staged = parameters.device.type != "cpu" if staged is None else staged
         self.window = Window(learners, parameters.numel, parameters.dtype)
         slots = self.window.slots
-        self._slots = [slot.to(parameters.device, copy=True) for slot in slots] if self.staged else slots
+        self._slots: list[Tensor] = [slot.to(parameters.device, copy=True) for slot in slots] if self.staged else slots
         self._views = [parameters.views(slot) for slot in self._slots]
         self._fetched: Pending | None = None
         self._fetching = learners.rank  # the learner that is being asked, for stall messages
@@ -106,8 +106,8 @@ class NeighbourExchange:
         self.settle()
         if self._engine:
             self._engine.close()
-        self.parameters.point_to(self.parameters.views(own))
-        self._views.clear()
+        self._slots, self._views = [own], [self.parameters.views(own)]  # the window's memory is about to go
+        self._turn_to(0)
         self.window.free()
 
     def _turn_to(self, slot: int) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from horovod_dpsgd.learners import Learners
+from horovod_dpsgd.learners import Learners, abort
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -96,7 +96,10 @@ class ProgressEngine:
             try:
                 return self._jobs.get(timeout=IDLE)
             except queue.Empty:
-                self._answer()
+                try:
+                    self._answer()
+                except BaseException as error:  # the thread is lost, and other learners would wait for its answers
+                    abort(f"the progress engine failed: {type(error).__name__}: {error}")
 
     def _answer(self) -> None:
         self._comm.Iprobe()  # matches nothing; entering the library is what counts

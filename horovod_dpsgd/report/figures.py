@@ -30,11 +30,12 @@ STYLES: dict[str, dict[str, Any]] = {
 def draw(axes: Axes, runs: Iterable[Run], metric: str, label: bool = True) -> None:
     """The curves of `metric`: one median line for each setting, over thin lines for its runs.
 
-    Step 0 is left out: all learners have the same weights there, and on a logarithmic axis nothing else could be seen.
+    The first step is left out: all learners have the same weights there, and on a logarithmic axis nothing else could
+    be seen.
     """
     for group in by_settings(runs):
         style = STYLES.get(group[0].result["algo"], {})
-        curves = [_after_start(*run.curve(metric)) for run in group]
+        curves = [_curve(run, metric) for run in group]
         if len(group) > 1:
             for steps, values in curves:
                 axes.plot(steps, values, linewidth=0.5, alpha=0.35, **style)
@@ -43,18 +44,20 @@ def draw(axes: Axes, runs: Iterable[Run], metric: str, label: bool = True) -> No
         axes.plot(steps, median, linewidth=1.8, label=text if label else None, **style)
 
 
-def _after_start(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return steps[steps > 0], values[steps > 0]
+def _curve(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values after the first step."""
+    steps, values = run.curve(metric)
+    return steps[steps > 1], values[steps > 1]
 
 
 def _median(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The median over runs at every step that any run has; a run that ended early counts as long as it lasted."""
+    """The median over runs, where at least half of them have a finite value: the rest have diverged."""
     steps = np.unique(np.concatenate([steps for steps, _ in curves]))
     values = np.full((len(curves), len(steps)), np.nan)
     for row, (own_steps, own_values) in zip(values, curves, strict=True):
         row[np.searchsorted(steps, own_steps)] = own_values
-    seen = np.isfinite(values).any(axis=0)
-    return steps[seen], np.nanmedian(values[:, seen], axis=0)
+    enough = 2 * np.isfinite(values).sum(axis=0) >= len(curves)
+    return steps[enough], np.nanmedian(values[:, enough], axis=0)
 
 
 def figure_2(runs: Sequence[Run], lr: float) -> Figure:
@@ -86,9 +89,7 @@ def noise_strength(runs: Sequence[Run]) -> Figure:
         "noise_2": (r"$\Delta^{(2)}$", "#0072B2", "-."),
     }
     for metric, (label, color, linestyle) in kinds.items():
-        axes.plot(
-            *_median([_after_start(*run.curve(metric)) for run in dpsgd]), color=color, linestyle=linestyle, label=label
-        )
+        axes.plot(*_median([_curve(run, metric) for run in dpsgd]), color=color, linestyle=linestyle, label=label)
     axes.set(xlabel="step", ylabel="noise strength", yscale="log", title=f"noise in DPSGD (median of {len(dpsgd)})")
     axes.legend()
     return figure

@@ -12,8 +12,10 @@ import numpy as np
 
 from horovod_dpsgd.errors import UserError
 
-# What makes two runs the same but for the seed.
-SETTINGS = ("task", "model", "algo", "topology", "optimizer", "learners", "global_batch", "lr")
+# Keys of a recipe in which two runs may differ, and still be the same but for the seed.
+INDIFFERENT = {"seed", "data_dir", "device", "stall_timeout"} | {
+    "log_every", "eval_every", "checkpoint_every", "diagnostics", "diagnostics_every"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,23 @@ class Run:
 
     @property
     def error_percent(self) -> float:
-        """Held-out error of the model at w_a; NaN if its loss was not finite."""
-        return _number(self.result["heldout"]["error_percent"])
+        """Held-out error of the model at w_a, per cent; NaN if its loss is not finite."""
+        return _number(self.result["heldout"]["error_percent"]) if np.isfinite(self.heldout_loss) else float("nan")
 
     @property
     def heldout_loss(self) -> float:
         return _number(self.result["heldout"]["loss"])
 
     @property
+    def step_seconds(self) -> float:
+        """The median time of a step, without evaluation and instruments."""
+        return _number(self.result["step_seconds_median"])
+
+    @property
     def settings(self) -> tuple[Any, ...]:
         """Equal for runs that differ in nothing but the seed."""
-        config = self.result["config"]
-        options = json.dumps(config["model_options"], sort_keys=True)
-        return (*(self.result[key] for key in SETTINGS), config["noise_std"], config["max_steps"], options)
+        config = {key: value for key, value in self.result["config"].items() if key not in INDIFFERENT}
+        return (self.result["algo"], self.result["learners"], self.result["data"], json.dumps(config, sort_keys=True))
 
     @property
     def label(self) -> str:

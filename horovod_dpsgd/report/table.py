@@ -47,5 +47,5 @@ def _cells(group: Sequence[Run]) -> list[str]:
         str(sum(run.result["diverged"] for run in group)),
         median_and_range([run.error_percent for run in group]),
         median_and_range([run.heldout_loss for run in group], 4),
-        f"{1e3 * np.median([run.result['step_seconds_median'] for run in group]):.1f}",
+        median_and_range([1e3 * run.step_seconds for run in group], 1).split(" ")[0],
     ]

@@ -2,7 +2,7 @@
 
     checkpoints/step-00001000/learner-003.pt, ..., manifest.json
 
-The folder appears under its name only when all files are complete and on disk.
+The folder appears under its name only when all files are complete and on disk. All learners must see the same folder.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import json
 import os
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners
 
 
@@ -44,18 +44,24 @@ def save(folder: Path, step: int, state: dict[str, Any], learners: Learners) -> 
     return final
 
 
-def load_newest(folder: Path, learners: Learners) -> dict[str, Any] | None:
-    """This learner's state in the newest checkpoint below `folder`, or None if there is none. Collective.
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
 
-    Restores the random state too. Raises UserError if the checkpoint is of another number of learners.
-    """
-    newest = learners.broadcast(max(folder.glob("step-*/manifest.json"), default=None) if learners.rank == 0 else None)
-    if newest is None:
-        return None
-    manifest = json.loads(newest.read_text())
-    if manifest["learners"] != learners.size:
-        raise UserError(f"{newest.parent} is of {manifest['learners']} learners, but there are {learners.size}")
-    state = torch.load(_file_of(newest.parent, learners.rank), weights_only=False)
+    folder: Path
+    step: int
+    learners: int
+
+
+def newest(folder: Path) -> Manifest | None:
+    """The newest complete checkpoint below `folder`, if there is one. Not collective: ask on one learner."""
+    found = max(folder.glob("step-*/manifest.json"), default=None)
+    return None if found is None else Manifest(found.parent, **json.loads(found.read_text()))
+
+
+def load(manifest: Manifest, learners: Learners) -> dict[str, Any]:
+    """This learner's state in a checkpoint; restores the random state too."""
+    state: dict[str, Any] = torch.load(_file_of(manifest.folder, learners.rank), weights_only=False)
     _set_random_state(state.pop("random"))
     return state
 

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 from horovod_dpsgd import learners as learners_module
 from horovod_dpsgd.algorithms import ALGORITHMS
-from horovod_dpsgd.errors import RecipeError, UserError
+from horovod_dpsgd.errors import DataError, RecipeError, UserError
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.topology import TOPOLOGIES
+from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.loop import Trainer
 from horovod_dpsgd.training.recipe import OPTIMIZERS, Recipe
 from horovod_dpsgd.training.task import Task
 
-# Builds a task from its recipe on one learner. Called first by one learner of each node (which may fetch data), then by
-# all.
-TaskFactory = Callable[[Recipe], Task]
+TaskFactory = Callable[[Recipe, bool], Task]  # from a recipe; may it fetch data that is not there?
+Result = TypeVar("Result")
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser(description: str, default_recipe: str) -> Parser:
     p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    p.add_argument("--recipe", default=default_recipe, metavar="NAME_OR_FILE", help=f"default: {default_recipe}")
+    p.add_argument("--recipe", metavar="NAME_OR_FILE", help=f"default: {default_recipe}; of a resumed run, its own")
     # What to run
     p.add_argument("--algo", choices=list(ALGORITHMS))
     p.add_argument("--topology", choices=list(TOPOLOGIES), help="of dpsgd")
@@ -74,69 +76,110 @@ def parser(description: str, default_recipe: str) -> Parser:
 def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path, default_recipe: str) -> None:
     """Run the command line: read the recipe, start the learners, train, write the run folder.
 
-    What the user did wrong is one line on rank 0 and exit status 2, on all learners, before any of them trains.
+    What the user did wrong is one line from one learner and exit status 2, on all, before any of them trains.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    name = Path(sys.argv[0]).name
     try:
         given = parser(description, default_recipe).parse_args()
-        arguments = {name: value for name, value in vars(given).items() if value is not None}
-        output, resume = arguments.pop("output", None), arguments.pop("resume")
-        more = recipes.parse_settings(arguments.pop("set"))
-        recipe = recipes.load(arguments.pop("recipe"), recipe_folder, arguments | more)
+        recipe = _recipe(given, recipe_folder, default_recipe)
         if recipe.task not in tasks:
             raise RecipeError(f"unknown task {recipe.task!r}: choose one of {', '.join(tasks)}")
-        if resume and output is None:
-            raise RecipeError("--resume needs --output, the folder of the run to go on with")
-    except UserError as error:
-        _give_up(name, error if learners_module.environment_rank() == 0 else None)
+    except UserError as error:  # found by every process; on each host one speaks, for hosts may differ
+        _give_up(error if learners_module.environment_local_rank() == 0 else None)
 
     us = replace(learners_module.start(), stall_timeout=recipe.stall_timeout)
     learners_module.use_threads(us)
-    folder: Path = us.broadcast(output or _new_folder(recipe))
     try:
-        task = _prepare(recipe, tasks[recipe.task], us, folder, resume)
-        trainer = Trainer(recipe, task, us, folder, resume)
-    except UserError as error:  # on all learners, the same
-        _give_up(name, error if us.rank == 0 else None)
+        folder, manifest = _agree(us, partial(_open_folder, recipe, us.size, given.output, given.resume))
+        task = _make_task(recipe, tasks[recipe.task], us, folder)
+    except UserError as error:  # the same on all learners
+        _give_up(error if us.rank == 0 else None)
+    if manifest and manifest.step >= recipe.total_steps(task.samples) and (folder / "result.json").exists():
+        if us.rank == 0:
+            print(f"{folder}: the run has ended, after {manifest.step} steps; nothing is left to do")
+        return
+    trainer = Trainer(recipe, task, us, folder, manifest)
     trainer.log.say(f"{us.size} learners on {us.nodes} node(s), {trainer.total_steps} steps, {task.data} -> {folder}")
+    if given.resume:
+        trainer.log.say(
+            f"going on after step {trainer.step}" if manifest else "no checkpoint there: starting at step 0"
+        )
     result = trainer.train()
     trainer.close()
     if us.rank == 0:
         print(_summary(result), flush=True)
 
 
-def _prepare(recipe: Recipe, make_task: TaskFactory, us: Learners, folder: Path, resume: bool) -> Task:
-    """Make the run folder and the task. Raises the first learner's UserError on all of them. Collective."""
-    task, problem = None, None
-    for turn in (True, False):  # one learner of a node fetches data, then the others find it
-        if (us.local_rank == 0) == turn:
-            try:
-                recipe.check_learners(us.size)
-                if us.rank == 0:
-                    _make_folder(folder, resume)
-                task = make_task(recipe)
-                recipe.total_steps(task.samples)
-            except UserError as error:
-                problem = error
-        for found in us.gather(problem):
-            if found is not None:
-                raise found
-    assert task is not None
-    return task
+def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str) -> Recipe:
+    """The recipe the command line asks for: for a run that is resumed, by default the one in its folder."""
+    own = ("recipe", "output", "resume", "set")
+    overrides = {name: value for name, value in vars(given).items() if value is not None and name not in own}
+    overrides |= recipes.parse_settings(given.set)
+    if not given.resume:
+        return recipes.load(given.recipe or default, recipe_folder, overrides)
+    if given.output is None:
+        raise RecipeError("--resume needs --output, the folder of the run to go on with")
+    begun_with = str(given.output / "config.yaml")
+    recipe = recipes.load(given.recipe or begun_with, recipe_folder, overrides)
+    recipes.check_resumable(recipes.load(begun_with, recipe_folder, {}), recipe)
+    return recipe
 
 
-def _new_folder(recipe: Recipe) -> Path:
-    return Path("runs") / f"{recipe.task}-{recipe.algo}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _make_folder(folder: Path, resume: bool) -> None:
+def _open_folder(
+    recipe: Recipe, size: int, output: Path | None, resume: bool
+) -> tuple[Path, checkpoint.Manifest | None]:
+    """The run folder, made if it is not there, and the checkpoint to go on from."""
+    recipe.check_learners(size)
+    folder = output or Path("runs") / f"{recipe.task}-{recipe.algo}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     if (folder / "config.yaml").exists() and not resume:
         raise RecipeError(f"{folder} already holds a run: give another --output, or --resume to go on with it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"cannot write to {folder}: {error.strerror}") from error
+    manifest = checkpoint.newest(folder / "checkpoints") if resume else None
+    if manifest and manifest.learners != size:
+        raise RecipeError(f"{manifest.folder} is of {manifest.learners} learners, but there are {size}")
+    return folder, manifest
+
+
+def _make_task(recipe: Recipe, make: TaskFactory, us: Learners, folder: Path) -> Task:
+    """The task, with the same data on all learners: one of each node may fetch it, then the others find it there."""
+    seen = us.gather(folder.is_dir())
+    if not all(seen):
+        raise RecipeError(
+            f"{us.hosts[seen.index(False)]} does not see {folder}: --output must be on a shared file system"
+        )
+    task = None
+    for fetching in (True, False):
+        mine = (us.local_rank == 0) == fetching
+        made = _attempt(partial(make, recipe, fetching)) if mine else None
+        for problem in us.gather(made if isinstance(made, UserError) else None):
+            if problem is not None:
+                raise problem
+        task = made if mine else task
+    assert isinstance(task, Task)
+    recipe.total_steps(task.samples)
+    everyone = us.gather((task.samples, task.data))
+    for rank, other in enumerate(everyone):
+        if other != everyone[0]:
+            raise DataError(f"learner 0 has {everyone[0][1]}, learner {rank} on {us.hosts[rank]} has {other[1]}")
+    return task
+
+
+def _agree(us: Learners, work: Callable[[], Result]) -> Result:
+    """What `work` gives on rank 0, or the UserError it raises there, on all learners. Collective."""
+    outcome = us.broadcast(_attempt(work) if us.rank == 0 else None)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return cast(Result, outcome)
+
+
+def _attempt(work: Callable[[], Result]) -> Result | UserError:
+    try:
+        return work()
+    except UserError as error:
+        return error
 
 
 def _summary(result: dict[str, Any]) -> str:
@@ -148,7 +191,7 @@ def _summary(result: dict[str, Any]) -> str:
     )
 
 
-def _give_up(program: str, error: UserError | None) -> NoReturn:
+def _give_up(error: UserError | None) -> NoReturn:
     if error is not None:
-        print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -1,6 +1,7 @@
 """Divergence is a result: it ends a run early, and is written down.
 
-A run has diverged if a loss is not finite, or if the loss is back at chance, ln K, for good.
+A run has diverged if a loss is not finite, or if the loss is back at chance, ln K, for good. One that has not left
+chance yet may only be slow: it goes on, and has diverged if it is still there at the end.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ class DivergenceWatch:
         self.patience = max(SHORTEST_PATIENCE, round(PATIENCE * total_steps))
         self.at_step: int | None = None
         self._chance_since: int | None = None
+        self._left_chance = False
 
     @property
     def diverged(self) -> bool:
         return self.at_step is not None
 
     def state_dict(self) -> dict[str, int | None]:
-        return {"at_step": self.at_step, "chance_since": self._chance_since}
+        return {"at_step": self.at_step, "chance_since": self._chance_since, "left_chance": self._left_chance}
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
         self.at_step, self._chance_since = state["at_step"], state["chance_since"]
+        self._left_chance = bool(state["left_chance"])
 
     def end(self, steps: int) -> None:
         """The run is over after so many steps: if it is at chance, and not just now, it has diverged too."""
@@ -46,7 +49,8 @@ class DivergenceWatch:
                 self.at_step = step
             elif loss < self.limit or step < self.warmup:
                 self._chance_since = None
+                self._left_chance |= loss < self.limit
             elif self._chance_since is None:
                 self._chance_since = step
-            elif step - self._chance_since >= self.patience:
+            elif self._left_chance and step - self._chance_since >= self.patience:
                 self.at_step = self._chance_since

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from horovod_dpsgd.algorithms import Algorithm
 from horovod_dpsgd.learners import Learners
-from horovod_dpsgd.training.task import Score, Task
+from horovod_dpsgd.training.task import Score, Task, to_device
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,13 @@ def evaluate_averaged(algorithm: Algorithm, task: Task) -> Heldout:
     """The model at w_a on the held-out part, divided among the learners. Collective."""
     us = algorithm.learners
     with algorithm.averaged():
-        share = _score(algorithm.model, task, us.rank, us.size)
+        share = _score(algorithm, task, us.rank, us.size)
     return _mean(Score(*us.sum(torch.tensor(share, dtype=torch.float64)).tolist()))
 
 
 def evaluate_own(algorithm: Algorithm, task: Task) -> list[Heldout]:
     """Every learner's own model on the whole held-out part, by rank. Collective."""
-    return algorithm.learners.gather(_mean(_score(algorithm.model, task, 0, 1)))
+    return algorithm.learners.gather(_mean(_score(algorithm, task, 0, 1)))
 
 
 def consensus_distance(algorithm: Algorithm) -> float:
@@ -42,10 +41,12 @@ def consensus_distance(algorithm: Algorithm) -> float:
 
 
 @torch.no_grad()
-def _score(model: nn.Module, task: Task, shard: int, shards: int) -> Score:
+def _score(algorithm: Algorithm, task: Task, shard: int, shards: int) -> Score:
+    model, device = algorithm.model, algorithm.parameters.device.type
     training = model.training
     model.eval()
-    scores = [task.score(model, batch) for batch in task.shard_batches("heldout", shard, shards)]
+    batches = task.shard_batches("heldout", shard, shards)
+    scores = [task.score(model, to_device(batch, device)) for batch in batches]
     model.train(training)
     return Score(*(sum(column) for column in zip(*scores, strict=True))) if scores else Score(0.0, 0.0, 0.0)
 

@@ -24,13 +24,23 @@ from horovod_dpsgd.training.divergence import DivergenceWatch
 from horovod_dpsgd.training.evaluation import Heldout, consensus_distance, evaluate_averaged, evaluate_own
 from horovod_dpsgd.training.recipe import Recipe
 from horovod_dpsgd.training.run_log import RunLog, SilentRunLog, git_revision, versions
-from horovod_dpsgd.training.task import Batch, Sampler, Task
+from horovod_dpsgd.training.task import Batch, Sampler, Task, to_device
 
 
 class Trainer:
-    """One run of a recipe on a task. All methods are collective."""
+    """One run of a recipe on a task, in `folder`, gone on with from a checkpoint if one is given.
 
-    def __init__(self, recipe: Recipe, task: Task, learners: Learners, folder: Path, resume: bool = False) -> None:
+    All methods are collective.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        learners: Learners,
+        folder: Path,
+        resume_from: checkpoint.Manifest | None = None,
+    ) -> None:
         self.recipe = recipe
         self.task = task
         self.learners = learners
@@ -40,15 +50,19 @@ class Trainer:
         seed_everything(recipe.seed)
         self.model = task.make_model().to(recipe.device)
         settings = algorithms.Settings(
-            topology.create(recipe.topology, learners.size, recipe.seed), recipe.noise_std, recipe.seed
+            topology.create(recipe.topology, learners.size, recipe.seed),
+            recipe.noise_std,
+            recipe.seed,
+            recipe.clip_norm,
         )
         optimizer = recipe.make_optimizer(self.model)
-        self.algorithm = algorithms.ALGORITHMS[recipe.algo](optimizer, self.model, learners, settings)
+        self.algorithm = algorithms.find(recipe.algo)(optimizer, self.model, learners, settings)
         seed_everything(seed_for("learner", recipe.seed, learners.rank))  # dropout, augmentation
         self.divergence = DivergenceWatch(task.chance_loss, recipe.warmup_steps(task.samples), self.total_steps)
         self.step = 0
-        if resume:
-            self._resume()
+        self._seconds_before = 0.0  # of the parts of this run that were interrupted
+        if resume_from is not None:
+            self._resume(resume_from)
         self.log: SilentRunLog = (
             RunLog(folder, recipe, self.step, self.total_steps) if learners.rank == 0 else SilentRunLog()
         )
@@ -58,24 +72,25 @@ class Trainer:
 
     def train(self) -> dict[str, Any]:
         """Train to the end, or until the run has diverged; return what `result.json` holds."""
-        started = time.perf_counter()
+        self.started = time.perf_counter()
         self.model.train()
-        for batch in self._batches():
-            self._train_step(batch)
+        batches = self._batches()
+        while self.step < self.total_steps and not self.divergence.diverged:
+            self._train_step(batches)
             self.step += 1
-            last = self.step == self.total_steps
-            if last or self.step % self.recipe.log_every == 0:
+            if self._due(self.recipe.log_every) or self.step == self.total_steps:
                 self._log_interval()
-            if self.divergence.diverged:
-                break
-            if self.recipe.eval_every and self.step % self.recipe.eval_every == 0 and not last:
+            if self._due(self.recipe.eval_every):
                 self._log_heldout(evaluate_averaged(self.algorithm, self.task))
-            if self.recipe.checkpoint_every and self.step % self.recipe.checkpoint_every == 0:
+            if self._due(self.recipe.checkpoint_every) or self.step == self.total_steps:
                 self._save_checkpoint()
         self.divergence.end(self.step)
-        result = self._result(time.perf_counter() - started)
+        result = self._result()
         self.log.result(result)
         return result
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
 
     def close(self) -> None:
         self.log.close()
@@ -87,23 +102,21 @@ class Trainer:
             self.task.samples, recipe.batch_size, us.rank, us.size, recipe.seed, self.step, self.total_steps
         )
         for batch in self.task.train_batches(sampler):
-            yield tuple(tensor.to(recipe.device, non_blocking=True) for tensor in batch)
+            yield to_device(batch, recipe.device)
 
-    def _train_step(self, batch: Batch) -> None:
+    def _train_step(self, batches: Iterator[Batch]) -> None:
         start = time.perf_counter()
+        batch = next(batches)
         optimizer = self.algorithm.optimizer
         lr = self.schedule(self.step)
         for group in optimizer.param_groups:
             group["lr"] = lr
         self.algorithm.begin_step()
         if self.recipe.diagnostics and self.step % self.recipe.diagnostics_every == 0:
-            self._log_dynamics(batch, lr)
-            start = time.perf_counter()  # the instruments are not part of the step
+            start += self._log_dynamics(batch, lr)  # the instruments are not part of the step
         optimizer.zero_grad()
         loss = self._loss(batch)
         loss.backward()
-        if self.recipe.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.algorithm.parameters.parameters, self.recipe.clip_norm)
         self._losses.append(loss.detach())
         self._be_slow(time.perf_counter() - start)
         self.algorithm.end_step()
@@ -124,6 +137,7 @@ class Trainer:
         if not self._losses:
             return
         losses = self.learners.mean(torch.stack(self._losses).double().cpu()).tolist()
+        losses = self.learners.broadcast(losses)  # MPI need not give all the same bits, and all must decide alike
         first = self.step - len(losses)
         self.divergence.see(first, losses)
         values = {
@@ -140,30 +154,42 @@ class Trainer:
     def _log_heldout(self, heldout: Heldout) -> None:
         self.log.metrics(self.step, {"heldout_loss": heldout.loss, "heldout_error_percent": heldout.error_percent})
 
-    def _log_dynamics(self, batch: Batch, lr: float) -> None:
+    def _log_dynamics(self, batch: Batch, lr: float) -> float:
+        """Measure and log the dynamics of the step that is under way; return the seconds it took."""
+        start = time.perf_counter()
+        us = self.learners
         with _undisturbed(self.model):
-            us = self.learners
-            measured = dynamics.measure(self.algorithm, self._loss, batch, self._train_shard(us.rank, us.size), lr)
-        self.log.metrics(self.step + 1, measured)  # of the step that is under way
+            train_shard = self._train_shard(us.rank, us.size)
+            measured = dynamics.measure(self.algorithm, self._loss, batch, train_shard, lr)
+        self.log.metrics(self.step + 1, measured)
+        return time.perf_counter() - start
 
     def _train_shard(self, shard: int, shards: int) -> Iterator[Batch]:
         for batch in self.task.shard_batches("train", shard, shards):
-            yield tuple(tensor.to(self.recipe.device) for tensor in batch)
+            yield to_device(batch, self.recipe.device)
 
     def _save_checkpoint(self) -> None:
         self._log_interval()  # what is resumed from here has nothing left to log
-        state = {"algorithm": self.algorithm.state_dict(), "divergence": self.divergence.state_dict()}
+        state = {
+            "algorithm": self.algorithm.state_dict(),
+            "divergence": self.divergence.state_dict(),
+            "seconds": self._seconds(),
+        }
         checkpoint.save(self.folder / "checkpoints", self.step, state, self.learners)
 
-    def _resume(self) -> None:
-        state = checkpoint.load_newest(self.folder / "checkpoints", self.learners)
-        if state is not None:
-            self.algorithm.load_state_dict(state["algorithm"])
-            self.divergence.load_state_dict(state["divergence"])
-            self.step = self.algorithm.step
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self.started
 
-    def _result(self, seconds: float) -> dict[str, Any]:
+    def _resume(self, manifest: checkpoint.Manifest) -> None:
+        state = checkpoint.load(manifest, self.learners)
+        self._seconds_before = state["seconds"]
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.divergence.load_state_dict(state["divergence"])
+        self.step = self.algorithm.step
+
+    def _result(self) -> dict[str, Any]:
         recipe, us = self.recipe, self.learners
+        seconds = self._seconds()
         heldout = evaluate_averaged(self.algorithm, self.task)
         own = evaluate_own(self.algorithm, self.task)
         self._log_heldout(heldout)
@@ -173,7 +199,7 @@ class Trainer:
             "task": recipe.task,
             "model": recipe.model,
             "algo": recipe.algo,
-            "topology": recipe.topology if recipe.algo == "dpsgd" else None,
+            "topology": self.algorithm.topology.name if self.algorithm.topology else None,
             "optimizer": recipe.optimizer,
             "learners": us.size,
             "global_batch": recipe.batch_size,
@@ -190,7 +216,7 @@ class Trainer:
             "samples_per_second": len(self._step_seconds) * recipe.batch_size / busy if busy else None,
             "step_seconds_median": step_seconds,
             "exposed_communication_seconds_median": us.mean_of(float(np.median(self._exposed_seconds or [math.nan]))),
-            "bytes_sent_per_step": self.algorithm.bytes_sent_per_step(),
+            "bytes_sent_per_step": us.mean_of(self.algorithm.bytes_sent(0)),
             "wall_seconds": seconds,
             "versions": versions(),
             "hosts": list(us.hosts),

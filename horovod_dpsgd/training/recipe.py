@@ -18,6 +18,8 @@ from horovod_dpsgd.topology import TOPOLOGIES
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LENGTHS = {"epochs", "max_steps"}
+WATCHING = {"log_every", "eval_every", "checkpoint_every", "diagnostics", "diagnostics_every"}
+FREE = LENGTHS | WATCHING | {"data_dir", "stall_timeout", "slow_learner"}  # may change when a run is resumed
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # what PyYAML raises, an impossible date among it
 
 
@@ -49,7 +51,7 @@ class Recipe(BaseModel):
     nesterov: bool = False
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    clip_norm: float | None = Field(None, gt=0)  # of the local gradient
+    clip_norm: float | None = Field(None, gt=0)  # of the gradient an update is made from: DPSGD's is the learner's own
 
     # For how long, and at which rate
     batch_size: int = Field(gt=0)  # global: of all learners together
@@ -72,7 +74,7 @@ class Recipe(BaseModel):
     # What is written, in steps; 0: never (evaluation always comes at the end)
     log_every: int = Field(50, gt=0)
     eval_every: int = Field(0, ge=0)
-    checkpoint_every: int = Field(0, ge=0)
+    checkpoint_every: int = Field(1000, ge=0)  # one is always written at the end
     diagnostics: bool = False
     diagnostics_every: int = Field(10, gt=0)
 
@@ -184,6 +186,14 @@ def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:
         both = isinstance(value, dict) and isinstance(keys.get(key), dict)
         keys[key] = keys[key] | value if both else value
     return _validated(keys)
+
+
+def check_resumable(before: Recipe, now: Recipe) -> None:
+    """Raise RecipeError if a run that began by one recipe would go on by another in what shapes its result."""
+    changed = [key for key, value in before.model_dump().items() if getattr(now, key) != value and key not in FREE]
+    if changed:
+        words = ", ".join(f"{key} {getattr(before, key)!r}, now {getattr(now, key)!r}" for key in changed)
+        raise RecipeError(f"the run cannot be resumed by another recipe: it was begun with {words}")
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

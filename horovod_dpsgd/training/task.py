@@ -60,6 +60,11 @@ class Task(ABC):
         return math.log(self.classes)
 
 
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch on "cpu" or "cuda"; copies that overlap computation where memory is pinned."""
+    return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+
+
 class Sampler:
     """Which training samples learner `rank` of `size` takes at each step: an iterable over steps from `start` on.
 

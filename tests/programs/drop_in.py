@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import horovod_dpsgd as dpsgd
+from horovod_dpsgd import learners
 
-us = dpsgd.init()
+us = problems.start(problems.arguments().apart)
+if us.nodes > 1:  # as the library would find it on as many nodes
+    learners.start = lambda: us
 net = problems.model()
 first, second = list(net.parameters())[:2], list(net.parameters())[2:]
 inner = torch.optim.SGD([{"params": first}, {"params": second, "lr": 0.05}], lr=0.1, momentum=0.9)
@@ -44,5 +47,17 @@ with pytest.raises(RuntimeError, match="cannot be added"):
 optimizer.close()
 assert torch.equal(problems.flat(net), everyone[us.rank]), "the model keeps its weights when the exchange is closed"
 assert "horovod" not in sys.modules, "DPSGD needs no Horovod"
+optimizer.close()
+with optimizer.averaged():
+    torch.testing.assert_close(problems.flat(net), torch.stack(everyone).mean(0))
+with pytest.raises(RuntimeError, match="is closed"):
+    optimizer.step()
+
+for wrong in (torch.optim.SGD(first, lr=0.1), torch.optim.SGD([*net.parameters(), torch.nn.Parameter(torch.ones(1))])):
+    with pytest.raises(ValueError, match="all of them and no others"):
+        dpsgd.DecentralizedOptimizer(wrong, net)
+if us.size > 1:
+    with pytest.raises(ValueError, match="topologies differ"):
+        dpsgd.DecentralizedOptimizer(torch.optim.SGD(net.parameters()), net, seed=us.rank)
 if us.rank == 0:
     print("drop-in works")

@@ -4,6 +4,7 @@ import problems
 import torch
 
 from horovod_dpsgd import topology
+from horovod_dpsgd.algorithms import Settings
 from horovod_dpsgd.algorithms.dpsgd import DPSGD
 from horovod_dpsgd.diagnostics import dynamics
 
@@ -11,7 +12,7 @@ LR, STEPS = 0.1, 5
 us = problems.start()
 graph = topology.create("ring", us.size)
 net = problems.model()
-algorithm = DPSGD(problems.OPTIMIZERS["sgd"](net.parameters()), net, us, graph)
+algorithm = DPSGD(problems.OPTIMIZERS["sgd"](net.parameters()), net, us, Settings(graph))
 for step in range(STEPS):
     algorithm.begin_step()
     algorithm.optimizer.zero_grad()
@@ -28,19 +29,21 @@ measured = dynamics.measure(
 )
 
 # The same, by the definitions, in one process.
-weights = problems.reference_dpsgd("sgd", graph, STEPS)
+weights = [problems.flat(other) for other in problems.reference_dpsgd("sgd", graph, STEPS)]
 mean = torch.stack(weights).mean(0)
 
 
 def gradient(at: torch.Tensor, examples: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     other = problems.model()
-    torch.nn.utils.vector_to_parameters(at, other.parameters())
-    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(problems.loss(other, examples), other.parameters())])
+    trainable = [p for p in other.parameters() if p.requires_grad]
+    for p, part in zip(trainable, at.split([p.numel() for p in trainable]), strict=True):
+        p.data = part.reshape(p.shape)
+    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(problems.loss(other, examples), trainable)])
 
 
 n = us.size
 batches = [problems.batch(STEPS, rank) for rank in range(n)]
-g = gradient(mean, tuple(torch.cat(parts) for parts in zip(*whole_set, strict=True)))
+g = torch.stack([gradient(mean, part) for part in whole_set]).mean(0)
 g_a = torch.stack([gradient(weights[j], batches[j]) for j in range(n)]).mean(0)
 g_s = torch.stack([gradient(mean, batches[j]) for j in range(n)]).mean(0)
 alpha_e = LR * g_a @ g / (g @ g)

@@ -1,6 +1,6 @@
 """Learner 1 fails in the way named on the command line, at step 5; the job must end with a reason.
 
-usage: failing_learner.py exception|stop STALL_TIMEOUT TOPOLOGY
+usage: failing_learner.py exception|stop STALL_TIMEOUT TOPOLOGY|ssgd
 """
 
 import sys
@@ -9,13 +9,14 @@ import time
 import problems
 import torch
 
-from horovod_dpsgd import topology
-from horovod_dpsgd.algorithms.dpsgd import DPSGD
+from horovod_dpsgd import algorithms, topology
 
 how, stall_timeout = sys.argv[1], float(sys.argv[2])
 us = problems.start(stall_timeout=stall_timeout)
 net = problems.model()
-algorithm = DPSGD(torch.optim.SGD(net.parameters(), lr=0.1), net, us, topology.create(sys.argv[3], us.size))
+graph = None if sys.argv[3] == "ssgd" else topology.create(sys.argv[3], us.size)
+make = algorithms.find("dpsgd" if graph else "ssgd")
+algorithm = make(torch.optim.SGD(net.parameters(), lr=0.1), net, us, algorithms.Settings(graph))
 for step in range(20):
     if us.rank == 1 and step == 5:
         if how == "exception":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 
 import torch
 from torch import nn
@@ -17,6 +16,22 @@ OPTIMIZERS = {
     "momentum": lambda weights: torch.optim.SGD(weights, lr=0.05, momentum=0.9, weight_decay=1e-3),
     "adam": lambda weights: torch.optim.Adam(weights, lr=0.01),
 }
+
+
+class Net(nn.Module):
+    """A little of everything: BatchNorm (buffers), a tied, a transposed and a frozen parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+        self.square = nn.Parameter(torch.randn(4, 5).t())
+        self.tied = self.last.weight
+        self.frozen = nn.Parameter(torch.randn(5), requires_grad=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.norm(self.first(inputs))) + self.frozen
+        hidden = hidden @ self.square @ self.square.t()
+        return self.last(hidden) + 0.1 * self.tied.sum(1)
 
 
 def start(every_learner_its_own_node: bool = False, stall_timeout: float = 60.0) -> Learners:
@@ -34,14 +49,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def model(dtype: torch.dtype = torch.float64) -> nn.Module:
+def model() -> nn.Module:
     torch.manual_seed(7)
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
+    return Net().double()
 
 
-def batch(step: int, rank: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     numbers = torch.Generator().manual_seed(1000 * step + rank)
-    return torch.randn(4, 6, generator=numbers, dtype=dtype), torch.randint(0, 3, (4,), generator=numbers)
+    return torch.randn(4, 6, generator=numbers, dtype=torch.float64), torch.randint(0, 3, (4,), generator=numbers)
 
 
 def loss(net: nn.Module, examples: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -49,26 +64,34 @@ def loss(net: nn.Module, examples: tuple[torch.Tensor, torch.Tensor]) -> torch.T
 
 
 def flat(net: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+    return torch.cat([p.detach().reshape(-1) for p in net.parameters() if p.requires_grad])
 
 
-def reference_dpsgd(optimizer: str, topology: Topology, steps: int) -> list[torch.Tensor]:
-    """Eq. 2 for all learners in one process: their weights after `steps` steps.
+def reference_dpsgd(optimizer: str, topology: Topology, steps: int, clip_norm: float | None = None) -> list[nn.Module]:
+    """Eq. 2 for all learners in one process: their models after `steps` steps.
 
     w_j(t+1) = sum_k T_t[j,k] w_k(t), then the optimizer's update from the gradient at w_j(t).
     """
     nets = [model() for _ in range(topology.size)]
-    optimizers = [OPTIMIZERS[optimizer](net.parameters()) for net in nets]
+    optimizers = [OPTIMIZERS[optimizer]([p for p in net.parameters() if p.requires_grad]) for net in nets]
     for step in range(steps):
         for rank, (net, opt) in enumerate(zip(nets, optimizers, strict=True)):
             opt.zero_grad()
             loss(net, batch(step, rank)).backward()
-        before = [copy.deepcopy(net.state_dict()) for net in nets]
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
+        before = [[p.detach().clone() for p in net.parameters()] for net in nets]
         matrix = topology.matrix(step)
         for rank, (net, opt) in enumerate(zip(nets, optimizers, strict=True)):
-            mixed = {
-                name: sum(matrix[rank, k] * before[k][name] for k in range(topology.size)) for name in before[rank]
-            }
-            net.load_state_dict(mixed)
+            for index, p in enumerate(net.parameters()):
+                p.data.copy_(sum(matrix[rank, k] * before[k][index] for k in range(topology.size)))
             opt.step()
-    return [flat(net) for net in nets]
+    return nets
+
+
+def assert_same(net: nn.Module, others: list[nn.Module]) -> None:
+    """The model holds the mean of these models' states, BatchNorm's running statistics among it."""
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            mean = torch.stack([other.state_dict()[name] for other in others]).mean(0)
+            torch.testing.assert_close(value, mean, rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")

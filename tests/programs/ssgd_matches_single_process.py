@@ -5,7 +5,7 @@ import problems
 import torch
 
 from horovod_dpsgd import topology
-from horovod_dpsgd.algorithms.base import Algorithm
+from horovod_dpsgd.algorithms import Algorithm, Settings
 from horovod_dpsgd.algorithms.dpsgd import DPSGD
 from horovod_dpsgd.algorithms.ssgd import SSGD
 from horovod_dpsgd.algorithms.ssgd_star import SSGDStar
@@ -27,18 +27,16 @@ def train(algorithm: Algorithm, shared_batch: bool = False) -> torch.Tensor:
     return weights
 
 
-def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    inputs, labels = zip(*(problems.batch(step, rank) for rank in range(us.size)), strict=True)
-    return torch.cat(inputs), torch.cat(labels)
-
-
-def reference_ssgd(optimizer: str) -> torch.Tensor:
-    """Eq. 1: one process, the global batch."""
+def reference_ssgd(optimizer: str, clip_norm: float | None) -> torch.Tensor:
+    """Eq. 1 in one process: the mean of the learners' gradients (BatchNorm sees a learner's batch), then clipping."""
     net = problems.model()
     opt = problems.OPTIMIZERS[optimizer](net.parameters())
     for step in range(STEPS):
         opt.zero_grad()
-        problems.loss(net, global_batch(step)).backward()
+        for rank in range(us.size):
+            (problems.loss(net, problems.batch(step, rank)) / us.size).backward()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
         opt.step()
     return problems.flat(net)
 
@@ -46,6 +44,8 @@ def reference_ssgd(optimizer: str) -> torch.Tensor:
 def reference_ssgd_star(optimizer: str, std: float, seed: int) -> torch.Tensor:
     """w_a - alpha mean_j grad L_j(w_a + d_j), the noise of every learner drawn here."""
     net, noisy = problems.model(), problems.model()
+    for model in (net, noisy):
+        model.square.data = model.square.data.contiguous()  # noise is drawn in the order of memory: as Horovod has it
     opt = problems.OPTIMIZERS[optimizer](net.parameters())
     flat, flat_noisy = FlatParameters(net), FlatParameters(noisy)
     noise = [generator("noise", seed, rank) for rank in range(us.size)]
@@ -64,18 +64,20 @@ def reference_ssgd_star(optimizer: str, std: float, seed: int) -> torch.Tensor:
 
 
 for name, make in problems.OPTIMIZERS.items():
+    clip_norm = 0.2 if name == "momentum" else None
     net = problems.model()
-    result = train(SSGD(make(net.parameters()), net, us))
-    torch.testing.assert_close(result, reference_ssgd(name), rtol=0, atol=1e-6)
+    result = train(SSGD(make(net.parameters()), net, us, Settings(clip_norm=clip_norm)))
+    torch.testing.assert_close(result, reference_ssgd(name, clip_norm), rtol=0, atol=1e-6)
 
     net = problems.model()
-    result = train(SSGDStar(make(net.parameters()), net, us, noise_std=0.1, seed=5))
+    result = train(SSGDStar(make(net.parameters()), net, us, Settings(noise_std=0.1, seed=5)))
     torch.testing.assert_close(result, reference_ssgd_star(name, 0.1, 5), rtol=0, atol=1e-6)
 
     net = problems.model()
-    synchronous = train(SSGD(make(net.parameters()), net, us), shared_batch=True)
+    synchronous = train(SSGD(make(net.parameters()), net, us, Settings()), shared_batch=True)
     net = problems.model()
-    complete = DPSGD(make(net.parameters()), net, us, topology.create("complete", us.size))
-    torch.testing.assert_close(train(complete, shared_batch=True), synchronous, rtol=0, atol=1e-6)
+    complete = Settings(topology.create("complete", us.size))
+    decentralized = train(DPSGD(make(net.parameters()), net, us, complete), shared_batch=True)
+    torch.testing.assert_close(decentralized, synchronous, rtol=0, atol=1e-6)
 if us.rank == 0:
     print("equal")

@@ -31,7 +31,10 @@ def why_not() -> str | None:
     missing = [name for name in _PROGRAMS if shutil.which(name, path=_path()) is None]
     if missing:
         return f"two hosts cannot be emulated: no {', '.join(missing)} on PATH (util-linux, iproute2)"
-    trial = run_on_host1(["sh", "-c", "test $(hostname) = host1 && test $(ssh host2 hostname) = host2"], timeout=30)
+    try:
+        trial = run_on_host1(["sh", "-c", "test $(hostname) = host1 && test $(ssh host2 hostname) = host2"], timeout=30)
+    except subprocess.TimeoutExpired:
+        return "two hosts cannot be emulated: the network between them does not come up"
     if trial.returncode != 0:
         return "two hosts cannot be emulated: " + (trial.stderr.strip().splitlines() or ["no reason given"])[-1]
     return None
