@@ -17,9 +17,10 @@ def write_run(folder, algo="dpsgd", seed=0, error=2.5, noise_std=0.0, steps=50, 
     folder.mkdir(parents=True)
     result = {
         "task": "mnist", "model": "mlp", "algo": algo, "topology": "complete" if algo == "dpsgd" else None,
-        "optimizer": "sgd", "learners": 5, "global_batch": 2000, "lr": 1.0, "seed": seed, "data": "MNIST", "diverged": error is None,
+        "optimizer": "sgd", "learners": 5, "global_batch": 2000, "lr": 1.0, "seed": seed, "data": "MNIST",
         "heldout": {"loss": None if error is None else 0.1, "error_percent": error}, "step_seconds_median": 0.004,
         "config": {"noise_std": noise_std, "max_steps": steps, "momentum": momentum, "seed": seed},
+        "diverged": error is None,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     dynamics = {"effective_lr": 0.5, "weight_variance": 0.1, "noise": 0.3, "noise_ssgd": 0.1, "noise_2": 0.2}

@@ -249,15 +249,22 @@ def pip(*args: object, log: str, env: dict[str, str] | None = None) -> None:
 def run(command: list[object], log: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
     """Run it with all its output in a log file; if it fails, say why in one line and where the rest is."""
     line = [str(word) for word in command]
-    output = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(line, cwd=cwd, env=env or environment(), **output)
-    said = done.stdout.decode(errors="replace")
+    done = subprocess.run(
+        line,
+        cwd=cwd,
+        env=env or environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     LOGS.mkdir(parents=True, exist_ok=True)
     file = LOGS / f"{log}.log"
     with open(file, "a") as out:
-        out.write(f"\n$ {' '.join(line)}\n{said}")
+        out.write(f"\n$ {' '.join(line)}\n{done.stdout}")
     if done.returncode != 0:
-        raise Failed(f"{cause(said)} (all of it: {file})")
+        raise Failed(f"{cause(done.stdout)} (all of it: {file})")
 
 
 def cause(output: str) -> str:
