@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, environment
 
-from benchmarks.experiments import figure_2, launch
+from benchmarks.experiments import dead_units, figure_2, launch
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import figures, runs, table
 
@@ -87,6 +88,13 @@ def test_the_median_curve_matches_numpy_where_runs_end_early(tmp_path):
     np.testing.assert_array_equal(median, [2.0, 4.0, 3.0])
     steps, _ = figures._median([whole, short, short])
     np.testing.assert_array_equal(steps, [1, 2])  # one of three is not the median of three
+
+
+def test_dead_units_are_those_no_input_activates():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.ReLU())
+    torch.nn.init.constant_(model[0].bias, -100.0)  # the first layer is dead whatever comes, the second sees 0
+    torch.nn.init.constant_(model[2].bias, 1.0)
+    assert dead_units.dead_share(model, torch.rand(10, 3)) == 0.5
 
 
 def test_the_command_prints_the_table_and_names_bad_folders(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.experiments import dead_units
 from benchmarks.experiments.launch import Job
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import Run, by_settings
@@ -41,7 +42,10 @@ def report(runs: Sequence[Run], folder: Path) -> str:
     lr = runs[0].result["lr"]
     drawn = figures.save(figures.figure_2(shown, lr), folder / "figure-2")
     drawn += figures.save(figures.noise_strength(shown), folder / "figure-4-noise")
-    columns = {"paper %": lambda group: PAPER[group[0].result["algo"]]}
+    columns = {
+        "paper %": lambda group: PAPER[group[0].result["algo"]],
+        "dead ReLU units %": dead_units.median_percent,
+    }
     parts = [table.comparison(shown, columns)]
     if len(noisy) > 1:
         parts += ["SSGD*, the whole grid of noise:", table.comparison(run for group in noisy for run in group)]

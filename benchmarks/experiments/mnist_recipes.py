@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.experiments import dead_units
 from benchmarks.experiments.launch import Job
 from horovod_dpsgd.report import table
 from horovod_dpsgd.report.runs import Run
@@ -52,9 +53,18 @@ def report(runs: Sequence[Run], folder: Path) -> str:
                     str(sum(run.result["diverged"] for run in group)),
                     table.median_and_range(errors),
                     table.median_and_range(worst),
+                    dead_units.median_percent(group) if "tanh" not in variant else "-",
                 ]
             )
-    header = ["recipe", "algorithm", "runs", "diverged", "held-out error %", "worst loss of the last 300 steps"]
+    header = [
+        "recipe",
+        "algorithm",
+        "runs",
+        "diverged",
+        "held-out error %",
+        "worst loss of the last 300 steps",
+        "dead ReLU units %",
+    ]
     return table.markdown(header, rows)
 
 

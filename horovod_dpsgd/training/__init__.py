@@ -1,7 +1,8 @@
 """The one training loop that all benchmarks share. `main` is its command line."""
 
+from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.cli import main
 from horovod_dpsgd.training.recipe import Recipe
 from horovod_dpsgd.training.task import Batch, Score, Task
 
-__all__ = ["Batch", "Recipe", "Score", "Task", "main"]
+__all__ = ["Batch", "Recipe", "Score", "Task", "checkpoint", "main"]

@@ -80,7 +80,7 @@ class Trainer:
             self.step += 1
             if self._due(self.recipe.log_every) or self.step == self.total_steps:
                 self._log_interval()
-            if self._due(self.recipe.eval_every):
+            if self._due(self.recipe.eval_every) and self.step < self.total_steps:  # at the end it is done anyway
                 self._log_heldout(evaluate_averaged(self.algorithm, self.task))
             if self._due(self.recipe.checkpoint_every) or self.step == self.total_steps:
                 self._save_checkpoint()
