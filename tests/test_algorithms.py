@@ -1,9 +1,17 @@
 """The algorithms over real MPI, each against a reference in one process (the comparisons are in tests/programs)."""
 
 import pytest
+import torch
 from conftest import PROGRAMS
 
 pytestmark = pytest.mark.mpi
+
+
+def test_buckets_hold_every_parameter_once_in_backward_order():
+    ssgd = pytest.importorskip("horovod_dpsgd.algorithms.ssgd")
+    parameters = [torch.zeros(size) for size in (10, 300, 5, 5, 40)]
+    groups = ssgd.buckets(parameters, nbytes=4 * 50)
+    assert [[p.numel() for p in group] for group in groups] == [[40, 5, 5], [300], [10]]
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["in-place", "by-rget"])

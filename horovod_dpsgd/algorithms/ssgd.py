@@ -8,15 +8,18 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import horovod.torch as hvd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from horovod_dpsgd.algorithms.base import Algorithm, Settings, averaged_buffers
 from horovod_dpsgd.learners import Learners
+
+BUCKET_BYTES = 25 * 2**20  # as PyTorch's DistributedDataParallel has it
 
 
 class SSGD(Algorithm):
@@ -28,13 +31,15 @@ class SSGD(Algorithm):
         self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners, settings: Settings
     ) -> None:
         if not hvd.is_initialized():
-            _set_stall_timeout(learners.stall_timeout)
+            _configure(learners.stall_timeout)
             hvd.init(comm=learners.world)
         for p in model.parameters():
             p.data = p.data.contiguous()  # Horovod refuses gradients in any other layout (channels-last, transposed)
         super().__init__(optimizer, model, learners, settings)
-        # more than an Optimizer; frozen parameters are named too, since `optimizer` may hold them
-        self.optimizer: Any = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+        # More than an Optimizer. Frozen parameters are named too, since `optimizer` may hold them.
+        self.optimizer: Any = hvd.DistributedOptimizer(
+            optimizer, named_parameters=model.named_parameters(), groups=buckets(self.parameters.parameters)
+        )
 
     def begin_step(self) -> None:
         return None  # Horovod starts when the first gradient is ready
@@ -56,8 +61,28 @@ class SSGD(Algorithm):
         return 2 * (self.learners.size - 1) * self.parameters.nbytes // self.learners.size
 
 
-def _set_stall_timeout(seconds: float) -> None:
-    """Horovod ends the job only if it looks for stalled learners more often than it gives them time."""
-    if seconds:
-        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(max(2, math.ceil(seconds))))
-        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(max(1, min(60, int(seconds / 2)))))
+def buckets(parameters: Sequence[Tensor], nbytes: int = BUCKET_BYTES) -> list[list[Tensor]]:
+    """The parameters in groups of up to `nbytes` (or one that is larger), in the order in which backward reaches them.
+
+    Horovod by itself sums together what happens to be ready at a time, and the order of a sum is its rounding: two
+    runs of the same seed drift apart. Fixed groups make a run repeatable, and still overlap with the backward pass.
+    """
+    groups: list[list[Tensor]] = []
+    room = 0
+    for p in reversed(parameters):
+        size = p.numel() * p.element_size()
+        if size > room or not groups:
+            groups.append([])
+            room = nbytes
+        groups[-1].append(p)
+        room -= size
+    return groups
+
+
+def _configure(stall_timeout: float) -> None:
+    """What Horovod reads from the environment when it starts; what the user has set stays."""
+    os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
+    if stall_timeout:
+        # It ends the job only if it looks for stalled learners more often than it gives them time.
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(max(2, math.ceil(stall_timeout))))
+        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(max(1, min(60, int(stall_timeout / 2)))))
