@@ -213,10 +213,10 @@ def fetch_torchvision(work: Path) -> Path:
 
 
 def _only(folder: Path, pattern: str) -> Path:
-    """The one file that a downloader was to leave. Raises FileNotFoundError if it left none."""
+    """The one file that a downloader was to leave. Raises DataError if it left none."""
     found = list(folder.glob(pattern))
     if not found:
-        raise FileNotFoundError(f"the download left no {pattern}")
+        raise DataError(f"the download left no {pattern}")
     return found[0]
 
 
