@@ -16,10 +16,8 @@ VARIANTS: dict[str, list[str]] = {
     "as figure-2": [],
     "tanh": ["--set", "model_options.activation=tanh"],
     "initial weights x 2.4 (near Glorot's and He's)": ["--set", "model_options.init_scale=2.4"],
-    "initial weights x 0.5": ["--set", "model_options.init_scale=0.5"],
     "standardized pixels": ["--set", "model_options.standardize=true"],
     "standardized pixels, rate 0.1": ["--set", "model_options.standardize=true", "--lr", "0.1"],
-    "rate 0.5": ["--lr", "0.5"],
     "3,000 steps": ["--max-steps", "3000"],
 }
 ALGORITHMS = {"ssgd": ["--algo", "ssgd"], "dpsgd": ["--algo", "dpsgd", "--topology", "complete"]}
