@@ -58,7 +58,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     loaded = [runs.load(each) for each in folders]
     text = experiment.report(loaded, output)
-    print(f"\n{text}")
+    print(f"\n{text}\n\nWritten to {output}")
     (output / "table.md").write_text(f"{text}\n\n{_provenance(loaded)}\n")
 
 

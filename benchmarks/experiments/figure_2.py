@@ -49,7 +49,7 @@ def report(runs: Sequence[Run], folder: Path) -> str:
     parts = [table.comparison(shown, columns)]
     if len(noisy) > 1:
         parts += ["SSGD*, the whole grid of noise:", table.comparison(run for group in noisy for run in group)]
-    parts += ["Figures: " + ", ".join(str(file) for file in drawn if file.suffix == ".png")]
+    parts += ["Figures, beside this table: " + ", ".join(file.name for file in drawn if file.suffix == ".png")]
     return "\n\n".join(parts)
 
 

@@ -24,7 +24,7 @@ def main() -> None:
         loaded = [runs.load(folder) for folder in arguments.folders]
     except UserError as error:
         sys.exit(f"report: error: {error}")
-    print(table.comparison(loaded))
+    print(table.comparison(loaded, {"step ms": table.step_milliseconds}))
     if arguments.figure:
         from horovod_dpsgd.report import figures
 

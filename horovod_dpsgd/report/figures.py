@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -62,12 +62,12 @@ def _median(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
 
 def figure_2(runs: Sequence[Run], lr: float) -> Figure:
     """Figure 2 of the paper: (a) training loss; (b) effective learning rate and weight variance."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    panels = [["loss", "rate"], ["loss", "variance"]]
+    figure, axes = plt.subplot_mosaic(panels, figsize=(11, 4.5), layout="constrained")
+    left, upper, lower = axes["loss"], axes["rate"], axes["variance"]
     draw(left, runs, "train_loss")
     left.set(xlabel="step", ylabel="training loss", yscale="log", title="(a) training loss")
     left.legend()
-    right.remove()
-    upper, lower = cast("list[Axes]", figure.add_gridspec(2, 2)[:, 1].subgridspec(2, 1).subplots(sharex=True))
     measured = [run for run in runs if run.result["algo"] in ("dpsgd", "ssgd")]
     draw(upper, measured, "effective_lr")
     upper.axhline(lr, color="gray", linewidth=0.8, linestyle=":", label=r"$\alpha$")
