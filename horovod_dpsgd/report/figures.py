@@ -62,9 +62,9 @@ def _median(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
 
 def figure_2(runs: Sequence[Run], lr: float) -> Figure:
     """Figure 2 of the paper: (a) training loss; (b) effective learning rate and weight variance."""
-    panels = [["loss", "rate"], ["loss", "variance"]]
+    panels = "LR\nLV"  # the loss beside the rate over the variance
     figure, axes = plt.subplot_mosaic(panels, figsize=(11, 4.5), layout="constrained")
-    left, upper, lower = axes["loss"], axes["rate"], axes["variance"]
+    left, upper, lower = axes["L"], axes["R"], axes["V"]
     draw(left, runs, "train_loss")
     left.set(xlabel="step", ylabel="training loss", yscale="log", title="(a) training loss")
     left.legend()
