@@ -24,13 +24,9 @@ class StallError(RuntimeError):
 
 
 class Backoff:
-    """Call `pause()` after every unsuccessful poll: first yields, then sleeps from 20 us up to `longest` seconds."""
+    """Call `pause()` after every unsuccessful poll: first it yields, then it sleeps from 20 us up to 1 ms."""
 
-    def __init__(self, longest: float = LONGEST_SLEEP) -> None:
-        self.longest = longest
-        self.reset()
-
-    def reset(self) -> None:
+    def __init__(self) -> None:
         self.polls = 0
         self.sleep = FIRST_SLEEP
 
@@ -40,7 +36,7 @@ class Backoff:
             os.sched_yield()
         else:
             time.sleep(self.sleep)
-            self.sleep = min(2 * self.sleep, self.longest)
+            self.sleep = min(2 * self.sleep, LONGEST_SLEEP)
 
 
 def wait_until(done: Callable[[], bool], describe: Callable[[], str], stall_timeout: float) -> float:

@@ -112,17 +112,6 @@ def test_backoff_yields_then_doubles_its_sleeps_up_to_the_longest(clock):
     assert clock.sleeps == pytest.approx([min(FIRST_SLEEP * 2**i, LONGEST_SLEEP) for i in range(10)])
 
 
-def test_backoff_starts_again_after_reset(clock):
-    backoff = Backoff(longest=50e-6)
-    for _ in range(2):
-        clock.sleeps.clear()
-        for _ in range(YIELDS + 4):
-            backoff.pause()
-        assert clock.sleeps == pytest.approx([20e-6, 40e-6, 50e-6, 50e-6])
-        backoff.reset()
-    assert clock.yields == 2 * YIELDS
-
-
 def test_a_wait_of_a_second_polls_no_more_than_a_thousand_times(clock):
     clock.seconds_a_sleep = None
     polls = 0
