@@ -27,14 +27,19 @@ def diverged_at(losses, warmup=0, total=TOTAL, chunk=10_000):
 
 
 def by_definition(losses, warmup, total):
-    """The first step that is not finite, or from which on losses stayed at chance for too long."""
-    patience = max(SHORTEST_PATIENCE, round(PATIENCE * total))
+    """The first step that is not finite, or from which on losses were back at chance for too long, or to the end."""
+    patience, limit = max(SHORTEST_PATIENCE, round(PATIENCE * total)), AT_CHANCE * CHANCE
     for step, loss in enumerate(losses):
         if not math.isfinite(loss):
             return step
         since = step - patience
-        if since >= warmup and all(earlier >= AT_CHANCE * CHANCE for earlier in losses[since : step + 1]):
+        left_chance = any(earlier < limit for earlier in losses[: max(since, 0)])
+        if since >= warmup and left_chance and all(earlier >= limit for earlier in losses[since : step + 1]):
             return since
+    if len(losses) == total:
+        below = [step for step, loss in enumerate(losses) if loss < limit or step < warmup]
+        since = below[-1] + 1 if below else 0
+        return since if total - since >= SHORTEST_PATIENCE else None
     return None
 
 
@@ -56,7 +61,13 @@ def test_one_loss_below_chance_starts_the_count_again():
 
 def test_warmup_at_chance_is_no_divergence():
     assert diverged_at([CHANCE] * 500 + [1.0] * 8, warmup=500) is None
-    assert diverged_at([CHANCE] * (501 + FORGIVEN), warmup=500) == 500
+    assert diverged_at([1.0] + [CHANCE] * (500 + FORGIVEN), warmup=500) == 500
+
+
+def test_a_run_that_has_not_left_chance_is_only_slow_until_it_ends():
+    assert diverged_at([CHANCE] * (TOTAL - 1)) is None
+    assert diverged_at([CHANCE] * (TOTAL - 1) + [1.0]) is None
+    assert diverged_at([CHANCE] * TOTAL) == 0
 
 
 def test_far_above_chance_counts_and_just_below_does_not():

@@ -227,20 +227,6 @@ def test_a_model_without_trainable_parameters_is_refused():
         FlatParameters(small_model().requires_grad_(False))
 
 
-def test_signature_tells_models_apart():
-    def signature(*sizes, dtype=torch.float32):
-        return FlatParameters(nn.Sequential(*(nn.Linear(*size) for size in sizes)).to(dtype)).signature()
-
-    assert signature((2, 3), (3, 1)) == signature((2, 3), (3, 1))
-    different = {
-        signature((2, 3), (3, 1)),
-        signature((3, 2), (3, 1)),
-        signature((2, 3)),
-        signature((2, 3), (3, 1), dtype=torch.float64),
-    }
-    assert len(different) == 4
-
-
 def test_floating_buffers_are_batchnorm_s_statistics():
     norm = nn.BatchNorm1d(3)
     found = floating_buffers(norm)

@@ -59,5 +59,9 @@ for wrong in (torch.optim.SGD(first, lr=0.1), torch.optim.SGD([*net.parameters()
 if us.size > 1:
     with pytest.raises(ValueError, match="topologies differ"):
         dpsgd.DecentralizedOptimizer(torch.optim.SGD(net.parameters()), net, seed=us.rank)
+if us.size > 1:
+    other = torch.nn.Linear(2, 2 + us.rank)
+    with pytest.raises(ValueError, match="the model of learner 1 differs"):
+        dpsgd.DecentralizedOptimizer(torch.optim.SGD(other.parameters()), other)
 if us.rank == 0:
     print("drop-in works")
