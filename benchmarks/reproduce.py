@@ -41,7 +41,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     if arguments.name == "list":
         for name, experiment in EXPERIMENTS.items():
-            print(f"{name:12} {experiment.cost:>8}  {experiment.what}")
+            print(f"{name:14} {experiment.cost:>8}  {experiment.what}")
         return
     experiment = EXPERIMENTS[arguments.name].module
     if arguments.demo and not hasattr(experiment, "DEMO_NOISE"):
@@ -59,6 +59,8 @@ def main() -> None:
     loaded = [runs.load(each) for each in folders]
     text = experiment.report(loaded, output)
     print(f"\n{text}\n\nWritten to {output}")
+    if arguments.demo:
+        print("This is one seed, and seeds differ much: results/README.md has the medians and ranges of five.")
     (output / "table.md").write_text(f"{text}\n\n{_provenance(loaded)}\n")
 
 

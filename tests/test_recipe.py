@@ -273,7 +273,7 @@ def test_warmup_epochs_follow_the_batch_size(folder):
 
 def test_every_command_line_option_is_a_key_of_the_recipe():
     arguments = vars(parser("", "mnist").parse_args([]))
-    assert (arguments.pop("recipe"), arguments.pop("resume"), arguments.pop("set")) == ("mnist", False, [])
+    assert (arguments.pop("recipe"), arguments.pop("resume"), arguments.pop("set")) == (None, False, [])
     assert set(arguments.values()) == {None}  # nothing is overridden unasked
     assert set(arguments) - {"output"} <= set(Recipe.model_fields)
 

@@ -1,6 +1,6 @@
 """Computer vision: train one model by one algorithm.
 
-    mpirun -np 5 python benchmarks/cv/train.py --algo dpsgd
+    mpirun -np 5 --oversubscribe python benchmarks/cv/train.py --algo dpsgd
     horovodrun -np 16 -H host1:8,host2:8 python benchmarks/cv/train.py --algo dpsgd
 
 With no recipe, the paper's MNIST task (Section 2.2).

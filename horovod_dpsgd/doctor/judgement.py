@@ -210,6 +210,7 @@ def flags(library: str, hosts: Sequence[str], cores: int, env: Collection[str], 
         plugin = "pmix"
         hints += "Software that comes from modules: add -x LD_LIBRARY_PATH to mpirun's.\n" * many
         hints += "Hosts on several networks: add --mca btl_tcp_if_include NETWORK/BITS.\n" * (many and not rdma)
+    hints = "srun: only with an MPI built for Slurm, not one from PyPI; there use mpirun in the batch script.\n" + hints
     mca = " ".join(f"--mca {name} {value}" for name, value in parameters.items())
     exported = "".join(f"OMPI_MCA_{name}={value} " for name, value in parameters.items())
     return f"""

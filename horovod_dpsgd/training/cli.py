@@ -51,7 +51,11 @@ def parser(description: str, default_recipe: str) -> Parser:
     p.add_argument("--max-steps", type=int, metavar="STEPS")
     p.add_argument("--seed", type=int)
     p.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other recipe key, as momentum=0.9"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other recipe key, as momentum=0.9 (the keys are in any run's config.yaml)",
     )
     # Data and machine
     p.add_argument("--data-dir", type=Path, metavar="DIR")
@@ -96,7 +100,10 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
         _give_up(error if us.rank == 0 else None)
     if manifest and manifest.step >= recipe.total_steps(task.samples) and (folder / "result.json").exists():
         if us.rank == 0:
-            print(f"{folder}: the run has ended, after {manifest.step} steps; nothing is left to do")
+            print(
+                f"{folder}: the run has ended, after {manifest.step} steps; nothing is left to do "
+                "(--max-steps or --epochs trains longer)"
+            )
         return
     trainer = Trainer(recipe, task, us, folder, manifest)
     trainer.log.say(f"{us.size} learners on {us.nodes} node(s), {trainer.total_steps} steps, {task.data} -> {folder}")

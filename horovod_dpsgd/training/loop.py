@@ -69,6 +69,7 @@ class Trainer:
         self._losses: list[Tensor] = []  # of the steps since the last log line
         self._step_seconds: list[float] = []
         self._exposed_seconds: list[float] = []
+        self._waited_seconds = 0.0  # for the others, at log lines
 
     def train(self) -> dict[str, Any]:
         """Train to the end, or until the run has diverged; return what `result.json` holds."""
@@ -136,7 +137,9 @@ class Trainer:
         """Log the mean over learners of every loss since the last time. The only talk of all learners in training."""
         if not self._losses:
             return
+        start = time.perf_counter()
         losses = self.learners.mean(torch.stack(self._losses).double().cpu()).tolist()
+        self._waited_seconds += time.perf_counter() - start  # a learner that ran ahead waits here, and not in a step
         losses = self.learners.broadcast(losses)  # MPI need not give all the same bits, and all must decide alike
         first = self.step - len(losses)
         self.divergence.see(first, losses)
@@ -194,7 +197,7 @@ class Trainer:
         own = evaluate_own(self.algorithm, self.task)
         self._log_heldout(heldout)
         step_seconds = us.mean_of(float(np.median(self._step_seconds))) if self._step_seconds else math.nan
-        busy = us.mean_of(sum(self._step_seconds))
+        busy = us.mean_of(sum(self._step_seconds) + self._waited_seconds)
         return {
             "task": recipe.task,
             "model": recipe.model,

@@ -9,6 +9,7 @@ import json
 import math
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class RunLog(SilentRunLog):
         self._lines = (folder / "metrics.jsonl").open("a")
         self._events = SummaryWriter(str(folder), purge_step=done + 1)
         name = f"{recipe.task} {recipe.algo}"
-        self._bar = tqdm(total=total, initial=done, desc=name, unit="step", mininterval=1.0, dynamic_ncols=True)
+        pause = 1.0 if sys.stderr.isatty() else 10.0  # seconds between two looks of the bar; files get fewer
+        self._bar = tqdm(total=total, initial=done, desc=name, unit="step", mininterval=pause, dynamic_ncols=True)
 
     def metrics(self, step: int, values: dict[str, float], advanced: int = 0) -> None:
         line = {"step": step} | {name: _json_number(value) for name, value in values.items()}
