@@ -212,7 +212,8 @@ def test_flags_on_one_host() -> None:
         "\nFlags to use on this cluster:\n"
         "  mpirun -np 3 -H localhost:3 --bind-to none --map-by slot python TRAIN.py\n"
         "  horovodrun -np 3 -H localhost:3 python TRAIN.py\n"
-        "  srun --mpi=pmix -N 1 -n 3 --cpus-per-task=2 python TRAIN.py"
+        "  srun --mpi=pmix -N 1 -n 3 --cpus-per-task=2 python TRAIN.py\n"
+        "srun: only with an MPI built for Slurm, not one from PyPI; there use mpirun in the batch script."
     )
 
 
