@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks.cv.mnist_task import MnistTask
+from horovod_dpsgd.report import table
 from horovod_dpsgd.report.runs import Run
 from horovod_dpsgd.training import Recipe, checkpoint
 
@@ -38,9 +38,8 @@ def dead_share(model: nn.Module, inputs: Tensor) -> float:
 
 
 def median_percent(group: Sequence[Run]) -> str:
-    """The table's cell for runs of one setting."""
-    shares = [of_run(run) for run in group]
-    return f"{np.median(shares):.0f} ({min(shares):.0f} - {max(shares):.0f})"
+    """The table's cell for runs of one setting; a run that diverged has no last checkpoint, and does not count."""
+    return table.median_and_range([of_run(run) for run in group], digits=0)
 
 
 @functools.lru_cache(maxsize=1)
