@@ -73,6 +73,10 @@ class Learners:
         """The rank inside `node` of a learner that shares memory with this one."""
         return self.node_of[:rank].count(self.node_of[rank])
 
+    def ring_all_reduce_bytes(self, nbytes: int) -> int:
+        """What a learner sends in a ring all-reduce of `nbytes`: 2 (n-1)/n of them (MPI may choose another way)."""
+        return 2 * (self.size - 1) * nbytes // self.size
+
     # Collective calls: every learner must make them, in the same order.
 
     def wait(self, request: MPI.Request, what: str) -> None:

@@ -57,8 +57,8 @@ class SSGD(Algorithm):
         return averaged_buffers(self.model, self.learners)  # all learners hold w_a already
 
     def bytes_sent(self, step: int) -> int:
-        """What a ring all-reduce sends: each learner 2 (n-1)/n of the gradients (MPI may choose another algorithm)."""
-        return 2 * (self.learners.size - 1) * self.parameters.nbytes // self.learners.size
+        """Those of a ring all-reduce of the gradients."""
+        return self.learners.ring_all_reduce_bytes(self.parameters.nbytes)
 
 
 def buckets(parameters: Sequence[Tensor], nbytes: int = BUCKET_BYTES) -> list[list[Tensor]]:

@@ -66,8 +66,8 @@ class AllReduceExchange:
         wait_until(self._done, self._describe, self.learners.stall_timeout)
 
     def bytes_sent(self, step: int) -> int:
-        """What a ring all-reduce sends: each learner 2 (n-1)/n of the weights (MPI may choose another algorithm)."""
-        return 2 * (self.learners.size - 1) * self.parameters.nbytes // self.learners.size
+        """Those of a ring all-reduce of the weights."""
+        return self.learners.ring_all_reduce_bytes(self.parameters.nbytes)
 
     def close(self) -> None:
         """Leave the exchange; the model keeps its weights. Collective."""
