@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,6 +37,13 @@ class Topology(ABC):
     def partners(self, step: int, rank: int) -> list[int]:
         """Whom learner `rank` reads, and who reads it, at `step`."""
         return [k for k in self.row(step, rank) if k != rank]
+
+    def partner(self, step: int, rank: int) -> int | None:
+        """One of the partners, drawn uniformly from (seed, step, rank); None if there is none."""
+        partners = self.partners(step, rank)
+        if len(partners) < 2:
+            return next(iter(partners), None)
+        return int(np.random.default_rng((self.seed, step, rank)).choice(partners))
 
     def matrix(self, step: int) -> np.ndarray:
         """T_t as an array [n, n]."""
@@ -156,13 +164,75 @@ class Exponential(Topology):
         return {rank: 0.5, other: 0.5} if other < self.size else {rank: 1.0}
 
 
+class Hierarchical(Topology):
+    """The mean inside each node, and each step a random matching of the nodes; two matched nodes average.
+
+    T_t = P M_t P, with P the means inside the nodes and M_t pairs of learners, as many as the smaller node has, of the
+    two nodes. So T_t is doubly stochastic also where nodes differ in size: of nodes with a and b learners the first
+    moves by the share min(a, b) / 2a towards the second, one half where they are equal. An odd node keeps its own mean.
+    """
+
+    name = "hierarchical"
+
+    def __init__(self, size: int, seed: int = 0, node_of: Sequence[int] = ()) -> None:
+        """node_of: the number, 0 to N-1, of every learner's node; if not given, all are on one."""
+        super().__init__(size, seed)
+        self.node_of = tuple(node_of) or (0,) * size
+        if len(self.node_of) != size or set(self.node_of) != set(range(max(self.node_of) + 1)):
+            raise ValueError(f"nodes {self.node_of} are not 0 to N-1 for each of {size} learners")
+        self.nodes = Matching(max(self.node_of) + 1, seed)
+
+    def partner_node(self, step: int, node: int) -> int | None:
+        """The node that `node` averages with at `step`, if it does."""
+        return next(iter(self.nodes.partners(step, node)), None)
+
+    def share_of(self, other: int, node: int) -> float:
+        """The share of the mean of node `other` in what `node` holds after the two have mixed."""
+        return self._weight(node, other) * self.node_of.count(other)
+
+    def row(self, step: int, rank: int) -> dict[int, float]:
+        return self._row(self.node_of[rank], self.partner_node(step, self.node_of[rank]))
+
+    def _weight(self, node: int, other: int) -> float:
+        """T_t[j,k] for j and k on two nodes that average."""
+        a, b = self.node_of.count(node), self.node_of.count(other)
+        return min(a, b) / (2 * a * b)
+
+    def _row(self, node: int, other: int | None) -> dict[int, float]:
+        across = 0.0 if other is None else self.share_of(other, node)
+        weights = {node: (1 - across) / self.node_of.count(node)}
+        if other is not None:
+            weights[other] = self._weight(node, other)
+        return {k: weights[its] for k, its in enumerate(self.node_of) if its in weights}
+
+    def expected_gram(self) -> np.ndarray:
+        """E[T'T], [n, n]; exact. Pairs of nodes do not overlap, so it is a sum over them by their probability."""
+        count = self.nodes.size
+        matched = 1 / (count - 1 + count % 2) if count > 1 else 0.0  # the probability of any one pair of nodes
+        pairs = [matched * self._gram(a, b) for a in range(count) for b in range(count) if a != b]
+        alone = [(1 - matched * (count - 1)) * self._gram(node, None) for node in range(count)]
+        return np.sum(pairs + alone, axis=0)
+
+    def _gram(self, node: int, other: int | None) -> np.ndarray:
+        """What the rows of one node, matched with another, add to T'T."""
+        row = np.zeros(self.size)
+        for k, weight in self._row(node, other).items():
+            row[k] = weight
+        return self.node_of.count(node) * np.outer(row, row)
+
+
 TOPOLOGIES: dict[str, type[Topology]] = {
-    topology.name: topology for topology in (Matching, Ring, RandomRing, Complete, Exponential)
+    topology.name: topology for topology in (Matching, Ring, RandomRing, Complete, Exponential, Hierarchical)
 }
 
 
-def create(name: str, size: int, seed: int = 0) -> Topology:
-    """The topology called `name` ("matching", "ring", ...). Raises ValueError, naming all, if there is none."""
+def create(name: str, size: int, seed: int = 0, node_of: Sequence[int] = ()) -> Topology:
+    """The topology called `name` ("matching", "ring", ...); node_of: every learner's node, for `hierarchical`.
+
+    Raises ValueError, naming all, if there is none.
+    """
     if name not in TOPOLOGIES:
         raise ValueError(f"unknown topology {name!r}: choose one of {', '.join(TOPOLOGIES)}")
+    if name == Hierarchical.name:
+        return Hierarchical(size, seed, node_of)
     return TOPOLOGIES[name](size, seed)

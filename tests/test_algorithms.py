@@ -14,11 +14,15 @@ def test_buckets_hold_every_parameter_once_in_backward_order():
     assert [[p.numel() for p in group] for group in groups] == [[40, 5, 5], [300], [10]]
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["in-place", "by-rget"])
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
-def test_dpsgd_matches_equation_2(mpirun, n, apart):
-    done = mpirun(n, PROGRAMS / "dpsgd_matches_reference.py", *["--apart"] * apart)
-    assert done.stdout.count("equal") == 15
+# Every learner's node: all on one, each on its own, and nodes of equal and of different sizes.
+PLACEMENTS = ["0", "00", "000", "0000", "00000", "01", "012", "0123", "0011", "01101", "00122"]
+placements = pytest.mark.parametrize("nodes", PLACEMENTS)
+
+
+@placements
+def test_dpsgd_matches_equation_2(mpirun, nodes):
+    done = mpirun(len(nodes), PROGRAMS / "dpsgd_matches_reference.py", "--nodes", nodes)
+    assert done.stdout.count("equal") == 18
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -26,10 +30,27 @@ def test_ssgd_matches_single_process_and_complete_dpsgd(mpirun, n):
     assert "equal" in mpirun(n, PROGRAMS / "ssgd_matches_single_process.py").stdout
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["in-place", "by-rget"])
-@pytest.mark.parametrize("n", [3, 4])
-def test_mixing_matches_the_matrix_and_keeps_the_mean(mpirun, n, apart):
-    assert "kept" in mpirun(n, PROGRAMS / "mixing_keeps_the_mean.py", *["--apart"] * apart).stdout
+@placements
+def test_mixing_matches_the_matrix_and_keeps_the_mean(mpirun, nodes):
+    assert "kept" in mpirun(len(nodes), PROGRAMS / "mixing_keeps_the_mean.py", "--nodes", nodes).stdout
+
+
+@placements
+def test_adpsgd_keeps_the_mean_to_the_last_bit(mpirun, nodes):
+    done = mpirun(len(nodes), PROGRAMS / "adpsgd_keeps_the_mean.py", 12, 10_000, "--nodes", nodes)
+    assert "exact" in done.stdout
+
+
+@pytest.mark.parametrize("nodes", ["000", "0011"])
+def test_adpsgd_averages_long_vectors_as_a_whole(mpirun, nodes):
+    """So long that two learners that averaged at once with a third would be seen."""
+    done = mpirun(len(nodes), PROGRAMS / "adpsgd_keeps_the_mean.py", 12, 2_000_000, "--nodes", nodes)
+    assert "exact" in done.stdout
+
+
+@pytest.mark.parametrize("nodes", ["00", "01"])
+def test_windows_may_be_larger_than_32_bits_can_say(mpirun, nodes):
+    assert "right" in mpirun(2, PROGRAMS / "large_window.py", "--nodes", nodes).stdout
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -52,7 +73,14 @@ def test_exchanges_of_32_mb_in_place_are_never_torn(mpirun, n, topology):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("nodes", ["000", "0011", "00122"])
+def test_exchanges_of_nodes_are_never_torn_or_stale(mpirun, nodes):
+    arguments = [6000, "hierarchical", 10_031, "--nodes", nodes]
+    assert "none torn" in mpirun(len(nodes), PROGRAMS / "no_torn_reads.py", *arguments, timeout=400).stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("exchanges", "numel"), [(3000, 1031), (120, 1_000_000)])
 def test_exchanges_through_rget_are_never_torn_or_stale(mpirun, exchanges, numel):
-    done = mpirun(3, PROGRAMS / "no_torn_reads.py", exchanges, "random-ring", numel, "--apart", timeout=400)
-    assert "none torn" in done.stdout
+    arguments = [exchanges, "random-ring", numel, "--nodes", "012"]
+    assert "none torn" in mpirun(3, PROGRAMS / "no_torn_reads.py", *arguments, timeout=400).stdout

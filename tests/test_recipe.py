@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from horovod_dpsgd.algorithms import ALGORITHMS
 from horovod_dpsgd.errors import RecipeError
+from horovod_dpsgd.lamb import LAMB
 from horovod_dpsgd.learners import seed_everything
 from horovod_dpsgd.topology import TOPOLOGIES
 from horovod_dpsgd.training import recipe as recipes
@@ -376,6 +377,7 @@ def test_exponential_decay_in_a_recipe_is_one_factor_an_epoch(folder):
         ({"momentum": 0.9, "nesterov": True}, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
         ({"optimizer": "adam", "betas": [0.8, 0.9]}, torch.optim.Adam, {"betas": (0.8, 0.9)}),
         ({"optimizer": "adamw"}, torch.optim.AdamW, {"betas": (0.9, 0.999)}),
+        ({"optimizer": "lamb"}, LAMB, {"betas": (0.9, 0.999)}),
     ],
 )
 def test_the_optimizer_is_torch_s_with_the_recipe_s_numbers(folder, keys, kind, numbers):

@@ -180,6 +180,56 @@ def test_mixing_keeps_the_mean_and_never_spreads_the_learners(name, n, step, see
     assert (mixed.var(0) <= weights.var(0) * (1 + 1e-12)).all()
 
 
+NODES = [(0, 0, 1, 1), (0, 1, 0, 1), (0, 0, 0, 1), (0, 1, 2), (0, 0, 1, 2, 2, 2, 1), (0, 0, 1, 1, 2, 2, 3, 3)]
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_hierarchical_is_a_mean_in_nodes_around_a_matching_of_learners(nodes):
+    """T = P M P, with P the means in the nodes and M as many pairs of two nodes' learners as there can be."""
+    topo, n = create("hierarchical", len(nodes), seed=3, node_of=nodes), len(nodes)
+    means = np.array([[(nodes[j] == nodes[k]) / nodes.count(nodes[j]) for k in range(n)] for j in range(n)])
+    for step in STEPS:
+        pairs = np.eye(n)
+        for a in range(max(nodes) + 1):
+            b = topo.partner_node(step, a)
+            if b is not None and a < b:
+                both = zip(*([k for k in range(n) if nodes[k] == node] for node in (a, b)), strict=False)
+                for j, k in both:
+                    pairs[[j, j, k, k], [j, k, j, k]] = 0.5
+        np.testing.assert_allclose(topo.matrix(step), means @ pairs @ means, atol=1e-15)
+        assert np.array_equal(topo.matrix(step), topo.matrix(step).T)
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_hierarchical_expected_gram_matches_the_average_over_all_matchings(nodes, monkeypatch):
+    topo = create("hierarchical", len(nodes), node_of=nodes)
+    expected = topo.expected_gram()
+    orders = [np.array(order) for order in itertools.permutations(range(max(nodes) + 1))]
+    monkeypatch.setattr(topo.nodes, "permutation", lambda step: orders[step])
+    average = np.mean([topo.matrix(i).T @ topo.matrix(i) for i in range(len(orders))], axis=0)
+    np.testing.assert_allclose(expected, average, atol=1e-12)
+
+
+@pytest.mark.parametrize("nodes", [(0, 2), (0, 0, 1), (1, 1, 1, 1)])
+def test_hierarchical_refuses_nodes_that_do_not_fit_the_learners(nodes):
+    with pytest.raises(ValueError, match="are not 0 to N-1 for each of 4 learners"):
+        create("hierarchical", 4, node_of=nodes)
+
+
+@names
+def test_a_partner_is_drawn_among_the_partners_all_equally_often(name):
+    topo, steps = create(name, 6, seed=1, node_of=(0, 0, 0, 1, 1, 1)), 2000
+    counts = np.zeros(6)
+    for step in range(steps):
+        partner, partners = topo.partner(step, 2), topo.partners(step, 2)
+        assert partner in partners if partners else partner is None
+        if name in ("complete", "hierarchical"):  # where the partners are the same in every step
+            counts[partner] += 1
+    if counts.any():
+        chance = 1 / 5
+        assert np.abs(np.delete(counts, 2) - chance * steps).max() < 4 * math.sqrt(steps * chance * (1 - chance))
+
+
 def test_an_unknown_name_is_answered_with_all_names():
     with pytest.raises(ValueError, match="'torus'") as raised:
         create("torus", 4)

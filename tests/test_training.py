@@ -19,6 +19,7 @@ ALGORITHMS = {
     "ssgd-star": ["--algo", "ssgd-star", "--noise-std", "0.02"],
     "dpsgd-matching": ["--algo", "dpsgd", "--topology", "matching"],
     "dpsgd-complete": ["--algo", "dpsgd", "--topology", "complete"],
+    "dpsgd-compressed": ["--algo", "dpsgd", "--topology", "ring", "--set", "compression=bfloat16"],
 }
 RESULT_KEYS = {
     "task", "model", "algo", "topology", "optimizer", "learners", "global_batch", "lr", "seed", "steps", "epochs",
@@ -68,6 +69,21 @@ def test_config_of_a_run_is_a_recipe_that_repeats_it(mpirun, tmp_path):
     first, again = result(tmp_path / "first"), result(tmp_path / "again")
     assert first["heldout"] == again["heldout"]
     assert first["heldout_by_learner"] == again["heldout_by_learner"]
+
+
+def test_adpsgd_takes_every_part_of_every_batch_once_and_goes_on_from_a_checkpoint(mpirun, tmp_path):
+    options = ["--algo", "adpsgd", "--synthetic", "--batch-size", 300, "--checkpoint-every", 8, "--log-every", 3]
+    mpirun(3, TRAIN, *options, "--slow-learner", "1:3", "--max-steps", 10, "--output", tmp_path)
+    first = result(tmp_path)
+    assert sum(first["steps_by_learner"]) == 30
+    assert sum(first["staleness"].values()) == 30
+    states = [checkpoint(tmp_path, 10, rank)["algorithm"] for rank in range(3)]
+    assert [state["step"] for state in states] == first["steps_by_learner"]
+    mpirun(3, TRAIN, "--max-steps", 24, "--output", tmp_path, "--resume")
+    ended = result(tmp_path)
+    assert (ended["steps"], sum(ended["steps_by_learner"]), ended["diverged"]) == (24, 42, first["diverged"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train_loss" in line] == [3, 6, 8, 9, 10, 12, 15, 16, 18, 21, 24]
 
 
 @pytest.mark.parametrize("kind", ALGORITHMS)
@@ -125,9 +141,9 @@ def test_divergence_is_a_result_and_no_crash(mpirun, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ssgd", "dpsgd-matching", "dpsgd-complete"])
+@pytest.mark.parametrize("kind", ["ssgd", "dpsgd-matching", "dpsgd-complete", "adpsgd"])
 def test_horovodrun_starts_16_learners(horovodrun, tmp_path, kind):
-    options = [*ALGORITHMS[kind], "--synthetic", "--max-steps", 6, "--output", tmp_path]
+    options = [*ALGORITHMS.get(kind, ["--algo", kind]), "--synthetic", "--max-steps", 6, "--output", tmp_path]
     horovodrun(16, "localhost:16", "benchmarks/cv/train.py", *options, timeout=400)
     assert result(tmp_path)["learners"] == 16
 
@@ -137,6 +153,8 @@ FOUND_BEFORE_THE_LEARNERS_START = {
     "unknown algo": (["--algo", "sgd2"], "invalid choice: 'sgd2'"),
     "unknown recipe": (["--recipe", "no-such-recipe"], "no-such-recipe"),
     "negative rate": (["--lr", "-1"], "lr: "),
+    "diagnostics of adpsgd": (["--algo", "adpsgd", "--diagnostics"], "diagnostics need all learners at one step"),
+    "compressed sums": (["--set", "compression=bfloat16", "--topology", "complete"], "compression is for algo dpsgd"),
     "noise without ssgd-star": (["--algo", "dpsgd", "--noise-std", "0.1"], "noise_std"),
     "unknown key": ({"nonsense": 1}, "unknown key 'nonsense'"),
     "unknown task": ({"task": "nonsense"}, "unknown task 'nonsense'"),

@@ -11,6 +11,7 @@ ALGORITHMS = {
     "ssgd": "horovod_dpsgd.algorithms.ssgd:SSGD",
     "ssgd-star": "horovod_dpsgd.algorithms.ssgd_star:SSGDStar",
     "dpsgd": "horovod_dpsgd.algorithms.dpsgd:DPSGD",
+    "adpsgd": "horovod_dpsgd.algorithms.adpsgd:ADPSGD",
 }
 
 

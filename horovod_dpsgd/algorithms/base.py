@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -28,11 +29,13 @@ from horovod_dpsgd.topology import Topology
 class Settings:
     """What algorithms may be told beside the optimizer and the model; each takes what concerns it.
 
-    topology: who mixes with whom; noise_std: standard deviation of SSGD*'s weight noise; seed: of all that is random;
+    topology: who mixes with whom; compressed: exchange weights rounded to bfloat16; noise_std: standard deviation of
+    SSGD*'s weight noise; seed: of all that is random;
     clip_norm: the largest 2-norm of the gradient that an update is made from (None: any).
     """
 
     topology: Topology | None = None
+    compressed: bool = False
     noise_std: float = 0.0
     seed: int = 0
     clip_norm: float | None = None
@@ -42,10 +45,14 @@ class Algorithm(ABC):
     """A distributed optimization algorithm around a PyTorch optimizer and model. Constructing one is collective.
 
     optimizer: the one whose `param_groups` hold the learning rate; topology: who mixes with whom, if anybody does;
-    exposed_seconds: communication time of the last step that was not hidden behind computation.
+    exposed_seconds: communication time of the last step that was not hidden behind computation; asynchronous: whether
+    learners take steps without regard to each other's, so that some take more of them; staleness: where that is so, how
+    often how many averages had changed the weights between a gradient and its use.
     """
 
     name: str
+    asynchronous = False
+    staleness: Counter[int] | None = None
     topology: Topology | None = None
     exposed_seconds = 0.0
 
@@ -79,13 +86,17 @@ class Algorithm(ABC):
     def bytes_sent(self, step: int) -> int:
         """What this learner sends at `step`, or lets others read of it."""
 
+    def settle(self) -> None:
+        """Return when nothing is under way between learners, in between steps. Collective."""
+        return None
+
     def clip_gradients(self) -> None:
         """Scale the gradients in `p.grad` down to `settings.clip_norm`, if they are larger."""
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters.parameters, self.settings.clip_norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """All this learner needs to go on bit for bit, beside its data position. Valid between steps.
+        """All this learner needs to go on bit for bit, beside its data position. Valid between steps, after `settle`.
 
         The weights are copies; the optimizer's state, as PyTorch has it, are references to what training changes.
         """

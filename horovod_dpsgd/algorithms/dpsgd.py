@@ -18,6 +18,7 @@ from torch import nn
 
 from horovod_dpsgd import gossip
 from horovod_dpsgd.algorithms.base import Algorithm, Settings, averaged_buffers
+from horovod_dpsgd.algorithms.update import Update
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.topology import Topology
 
@@ -43,15 +44,16 @@ class DPSGD(Algorithm):
         check_agreement(settings.topology, learners)
         super().__init__(optimizer, model, learners, settings)
         self.topology = settings.topology
-        self.exchange = gossip.create(learners, self.parameters, settings.topology)
+        self.exchange = gossip.create(learners, self.parameters, settings.topology, settings.compressed)
+        self.update = Update(optimizer, self.parameters)
 
     def begin_step(self) -> None:
         self.exchange.begin(self.step)  # the partners' w_k(t) are on their way
 
     def end_step(self) -> None:
         self.clip_gradients()
-        self.exchange.mix()  # w_s,j(t) = sum_k T_t[j,k] w_k(t)
-        self.optimizer.step()  # w_j(t+1) = w_s,j(t) - alpha grad L_j(w_j(t))
+        with self.update as update:  # w_j(t+1) = w_s,j(t) - alpha grad L_j(w_j(t)), done to each block of weights when
+            self.exchange.mix(update)  # w_s,j(t) = sum_k T_t[j,k] w_k(t) has been computed for it
         self.exchange.publish()
         self.exposed_seconds = self.exchange.exposed_seconds
         self.step += 1

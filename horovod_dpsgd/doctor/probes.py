@@ -70,16 +70,16 @@ def attempt(us: Learners, title: str, work: Callable[[], list[Finding]], limit: 
 def check_window(us: Learners, model: int, given: bool) -> list[Finding]:
     """Make a small window, read a node-local partner's slot in place, and see what lies behind the memory."""
     start = time.perf_counter()
-    window = Window(us, 1024, torch.float32)
+    window = Window(us, lambda _: [1024], torch.float32)
     kind = "node-shared memory" + ", exposed to all nodes" * (us.nodes > 1)
     made = Finding("ok", "window", f"{kind}, in {1e3 * (time.perf_counter() - start):.1f} ms")
-    window.slots[1].fill_(us.rank + 1)
-    window.publish(1, 1)
+    window.areas[0].fill_(us.rank + 1)
+    window.post(0, 1)
     neighbours = [rank for rank in range(us.size) if us.shares_memory_with(rank)]
     partner = neighbours[(us.local_rank + 1) % len(neighbours)]
-    wait_until(lambda: window.counters(partner).last_published == 1, lambda: f"for learner {partner} to publish", 0)
-    right = bool((window.slot(partner, 1) == partner + 1).all())
-    folder = backing_folder(window.slots[0].data_ptr(), MAPS.read_text())
+    wait_until(lambda: window.counters(partner)[0] == 1, lambda: f"for learner {partner} to publish", 0)
+    right = bool((window.area(partner, 0) == partner + 1).all())
+    folder = backing_folder(window.areas[0].data_ptr(), MAPS.read_text())
     room, local, folder = min(us.gather((free_bytes(folder) // us.local_size, us.local_size, folder)))
     wrong = [rank for rank, its in enumerate(us.gather(right)) if not its]
     window.free()
@@ -103,8 +103,8 @@ def free_bytes(folder: str) -> int:
 
 def check_get(us: Learners, seconds: float) -> list[Finding]:
     """A Get from another node whose target computes, without and with the progress engine."""
-    window = Window(us, GET_BYTES // 4, torch.float32)
-    window.slots[0].fill_(us.rank + 1)
+    window = Window(us, lambda _: [GET_BYTES // 4], torch.float32)
+    window.areas[0].fill_(us.rank + 1)
     idle = time_get(us, window, None, 0.0)
     alone = time_get(us, window, None, seconds)
     engine = ProgressEngine(us)
@@ -123,7 +123,7 @@ def time_get(us: Learners, window: Window, engine: ProgressEngine | None, second
         compute(seconds)
     elif us.rank == 0:
         time.sleep(HEAD_START)
-        out = torch.zeros_like(window.slots[0])
+        out = torch.zeros_like(window.areas[0])
         start = time.perf_counter()
         job = get(window, target, out)
         if engine:
@@ -139,7 +139,7 @@ def time_get(us: Learners, window: Window, engine: ProgressEngine | None, second
 
 
 def get(window: Window, target: int, out: Tensor) -> Job:
-    yield from completion(window.get_slot(target, 0, out))
+    yield from completion(window.get_area(target, 0, out))
 
 
 def compute(seconds: float) -> None:

@@ -1,8 +1,20 @@
 """The gossip layer: exchange of weights between learners by one-sided communication."""
 
 from horovod_dpsgd.gossip.all_reduce import AllReduceExchange
-from horovod_dpsgd.gossip.exchange import Exchange, create
+from horovod_dpsgd.gossip.exchange import create
 from horovod_dpsgd.gossip.neighbours import NeighbourExchange
+from horovod_dpsgd.gossip.nodes import NodeExchange
+from horovod_dpsgd.gossip.pairs import PairAveraging
+from horovod_dpsgd.gossip.slots import BlockUpdate, SlotExchange
 from horovod_dpsgd.gossip.window import Window
 
-__all__ = ["AllReduceExchange", "Exchange", "NeighbourExchange", "Window", "create"]
+__all__ = [
+    "AllReduceExchange",
+    "BlockUpdate",
+    "NeighbourExchange",
+    "NodeExchange",
+    "PairAveraging",
+    "SlotExchange",
+    "Window",
+    "create",
+]

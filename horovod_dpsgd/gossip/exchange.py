@@ -2,47 +2,41 @@
 
 exchange.begin(t)     start to read what the partners published as w(t)
 ...                   forward, backward: nobody writes w_j(t), the partners may be reading it
-exchange.mix()        w_s,j(t) = sum_k T_t[j,k] w_k(t); the model now holds it, in the other of two slots
-...                   the optimizer's update, in place
+exchange.mix(update)  w_s,j(t) = sum_k T_t[j,k] w_k(t); the model now holds it, in the other of two slots, and the
+                      optimizer's update has been applied in place, to each block as soon as it was mixed
 exchange.publish()    w_j(t+1) is ready for whoever mixes with j next
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from torch import Tensor
-
 from horovod_dpsgd.gossip.all_reduce import AllReduceExchange
 from horovod_dpsgd.gossip.neighbours import NeighbourExchange
+from horovod_dpsgd.gossip.nodes import NodeExchange
+from horovod_dpsgd.gossip.slots import SlotExchange
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters
-from horovod_dpsgd.topology import Complete, Topology
+from horovod_dpsgd.topology import Complete, Hierarchical, Topology
 
-# With so few learners on one node, reading all of them in place beats MPI's all-reduce: 2 to 7 times at n = 2, 1.4 to
-# 1.8 times at n = 5, for models of 42,310 to 11 million weights; at n = 16 it depends on the model.
-READ_ALL_UP_TO = 8
-
-
-class Exchange(Protocol):
-    """What an algorithm needs of its communication."""
-
-    exposed_seconds: float  # the part of the last step's communication that computation did not hide
-
-    @property
-    def weights(self) -> Tensor: ...
-    def begin(self, step: int) -> None: ...
-    def mix(self) -> None: ...
-    def publish(self) -> None: ...
-    def settle(self) -> None: ...
-    def restart(self, step: int) -> None: ...
-    def bytes_sent(self, step: int) -> int: ...
-    def close(self) -> None: ...
+# With so few learners on one node, each reading all others in place beats dividing the work: it needs one pass less.
+READ_ALL_UP_TO = 2
 
 
-def create(learners: Learners, parameters: FlatParameters, topology: Topology) -> Exchange:
-    """The exchange that serves a topology. Collective."""
-    few_on_one_node = learners.nodes == 1 and learners.size <= READ_ALL_UP_TO
-    if isinstance(topology, Complete) and not few_on_one_node:
+def create(
+    learners: Learners, parameters: FlatParameters, topology: Topology, compressed: bool = False
+) -> SlotExchange:
+    """The exchange that serves a topology. Collective.
+
+    compressed: exchange weights rounded to bfloat16 (see `NeighbourExchange`). Raises ValueError for a topology whose
+    weights are summed on the way.
+    """
+    on_cpu = parameters.device.type == "cpu"
+    everyone = isinstance(topology, Complete)
+    if compressed and (everyone or isinstance(topology, Hierarchical)):
+        raise ValueError(f"topology {topology.name} exchanges no compressed weights: choose one with few partners")
+    if isinstance(topology, Hierarchical) and on_cpu:
+        return NodeExchange(learners, parameters, topology)
+    if everyone and learners.nodes == 1 and learners.size > READ_ALL_UP_TO and on_cpu:
+        return NodeExchange(learners, parameters, Hierarchical(learners.size, node_of=learners.node_of))
+    if everyone and (learners.nodes > 1 or learners.size > READ_ALL_UP_TO):
         return AllReduceExchange(learners, parameters)
-    return NeighbourExchange(learners, parameters, topology)
+    return NeighbourExchange(learners, parameters, topology, compressed=compressed)

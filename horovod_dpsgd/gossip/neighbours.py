@@ -7,8 +7,8 @@ form a circle.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,116 +16,142 @@ import torch
 from torch import Tensor
 
 from horovod_dpsgd.gossip.progress import IDLE, Job, Pending, ProgressEngine, completion
-from horovod_dpsgd.gossip.window import COUNTERS, Counters, Window
+from horovod_dpsgd.gossip.slots import BlockUpdate, SlotExchange, mix_into
+from horovod_dpsgd.gossip.window import COUNTERS, Window
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters
 from horovod_dpsgd.topology import Topology
 from horovod_dpsgd.waiting import wait_until
 
+CONSUMED = 2  # the counter behind those of the two parities of published steps
 
-class NeighbourExchange:
+
+@dataclass(frozen=True)
+class Counters:
+    """What a learner says of itself; each value was true at some moment before now, and none falls while learners
+    exchange.
+
+    published: for even and for odd t, the last t at which w(t) was complete, and the slot it is in, as (t, slot).
+    consumed: how many steps' reads this learner has finished.
+    """
+
+    published: tuple[tuple[int, int], tuple[int, int]]
+    consumed: int
+
+    @classmethod
+    def read(cls, counters: Sequence[int]) -> Counters:
+        """From a window's counters."""
+        even, odd, consumed = (int(value) for value in counters[:3])
+        return cls(((even >> 1, even & 1), (odd >> 1, odd & 1)), consumed)
+
+    @property
+    def last_published(self) -> int:
+        return max(version for version, _ in self.published)
+
+
+class NeighbourExchange(SlotExchange):
     """Reads partners of this node in place, those of other nodes by Rget during forward and backward.
 
     staged: the model's weights are kept outside the window and copied into it when published; so it has to be for
     weights on a GPU. Otherwise the weights live in the window, and nothing is copied to be published.
+
+    compressed: what is published is rounded to bfloat16: half the bytes on the wire, one more pass over memory. With
+    c(w) the rounded weights, w_s,j = w_j + sum_k T_t[j,k] (c(w_k) - c(w_j)): both sides of a pair know both rounded
+    values, so mixing still keeps the mean of the weights.
     """
 
     def __init__(
-        self, learners: Learners, parameters: FlatParameters, topology: Topology, staged: bool | None = None
+        self,
+        learners: Learners,
+        parameters: FlatParameters,
+        topology: Topology,
+        staged: bool | None = None,
+        compressed: bool = False,
     ) -> None:
-        self.learners = learners
-        self.parameters = parameters
         self.topology = topology
-        self.staged = parameters.device.type != "cpu" if staged is None else staged
-        self.window = Window(learners, parameters.numel, parameters.dtype)
-        slots = self.window.slots
-        self._slots: list[Tensor] = [slot.to(parameters.device, copy=True) for slot in slots] if self.staged else slots
-        self._views = [parameters.views(slot) for slot in self._slots]
+        self.compressed = compressed
+        self.staged = (parameters.device.type != "cpu" if staged is None else staged) or compressed
+        self.window = Window(
+            learners, lambda _: [parameters.numel] * 2, torch.bfloat16 if compressed else parameters.dtype
+        )
         self._fetched: Pending | None = None
         self._fetching = learners.rank  # the learner that is being asked, for stall messages
         self._inbox: dict[int, Tensor] = {}  # a landing place for each partner on another node, made when first needed
         self._engine = ProgressEngine(learners) if learners.nodes > 1 else None
-        parameters.gather(out=self._slots[0])
-        self._turn_to(0)
-        self.restart(0)
-
-    @property
-    def weights(self) -> Tensor:
-        """w_j(t), flat [numel]; the model's parameters are views of it."""
-        return self._slots[self.slot]
+        slots = self.window.areas
+        if self.staged:
+            slots = [slot.to(parameters.device, parameters.dtype, copy=True) for slot in slots]
+        super().__init__(learners, parameters, slots)
 
     def restart(self, step: int) -> None:
-        """Begin (again) at `step` with the weights the model has now. Collective, and after `settle`."""
-        self.step = step
-        self.exposed_seconds = 0.0
+        super().restart(step)
         self._readers: list[int] = []  # the learners that read w(step - 1) of this one
-        self.window.reset()
-        self.window.consume(step)
+        for counter in range(COUNTERS):  # forget what was published and consumed; nobody looks now
+            self.window.post(counter, 0)
+        self.window.post(CONSUMED, step)
         self._show(step)
         self.learners.barrier("the start of the exchange")  # everyone has published
 
     def begin(self, step: int) -> None:
-        """Start to read the partners' w(step); returns at once."""
-        if step != self.step:
-            raise RuntimeError(f"step {step} begun, but the weights are those of step {self.step}")
+        super().begin(step)
         self.row = self.topology.row(step, self.learners.rank)
         self.partners = [k for k in self.row if k != self.learners.rank]
         self._fetched = self._engine.submit(self._fetch()) if self._engine else None
 
-    def mix(self) -> None:
-        """Wait for what is still missing, then turn the model to w_s(step) = sum_k T[j,k] w_k(step)."""
-        start = time.perf_counter()
-        self._wait_for_others()
-        if self.partners:
-            weights = {k: self._weights_of(k) for k in self.row}
-            mix_into(self._slots[1 - self.slot], weights, self.row)
-            self._turn_to(1 - self.slot)
-        # A learner that sits out stays in its slot, which nobody reads this step.
-        self.window.consume(self.step + 1)
+    def mix(self, update: BlockUpdate | None = None) -> None:
+        super().mix(update)
+        self.window.post(CONSUMED, self.step + 1)
         self._readers = self.partners
-        self.exposed_seconds = time.perf_counter() - start
+
+    def _mixes(self) -> bool:
+        return bool(self.partners)  # a learner that sits out stays in its slot, which nobody reads this step
+
+    def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[None]:
+        own = self._slots[1 - self.slot]
+        terms: dict[int, tuple[float, Tensor]] = {self.learners.rank: (self.row[self.learners.rank], own)}
+        for k in self.partners:
+            terms[k] = (self.row[k], self._weights_of(k))
+        # Added up in the order of the ranks, so that learners with equal rows get equal bits.
+        ordered = [terms[k] for k in sorted(terms)]
+        if self.compressed:
+            rounded = self.window.areas[1 - self.slot].to(own.device)
+            ordered = [(1.0, own), (terms[self.learners.rank][0] - 1, rounded), *(terms[k] for k in self.partners)]
+        coefficients = [coefficient for coefficient, _ in ordered]
+        parts = zip(*(term.split(sizes) for _, term in ordered), strict=True)
+        for block, part in zip(blocks, parts, strict=True):
+            mix_into(block, part, coefficients)
+            yield
 
     def publish(self) -> None:
-        """Say that the model's weights are now w(step + 1)."""
-        self.step += 1
+        super().publish()
         self._show(self.step)
 
     def settle(self) -> None:
-        """Return when no learner reads any more: what `begin` started is done, and not used. Collective."""
         if self._fetched:
             wait_until(self._fetched.done, self._nothing_new, self.learners.stall_timeout)
         self.learners.barrier("the end of the exchange")
 
     def bytes_sent(self, step: int) -> int:
         """Bytes that other learners read of this one at `step`."""
-        return len(self.topology.partners(step, self.learners.rank)) * self.parameters.nbytes
+        return (
+            len(self.topology.partners(step, self.learners.rank)) * self.parameters.numel * self.window.dtype.itemsize
+        )
 
-    def close(self) -> None:
-        """Leave the exchange; the model keeps its weights, in memory of its own. Collective."""
-        own = self.weights.clone()
-        self.settle()
+    def _free(self) -> None:
         if self._engine:
             self._engine.close()
-        self._slots, self._views = [own], [self.parameters.views(own)]  # the window's memory is about to go
-        self._turn_to(0)
         self.window.free()
-
-    def _turn_to(self, slot: int) -> None:
-        self.slot = slot
-        self.parameters.point_to(self._views[slot])
 
     def _show(self, version: int) -> None:
         if self.staged:
-            self.window.slots[self.slot].copy_(self.weights)
-        self.window.publish(version, self.slot)
+            self.window.areas[self.slot].copy_(self.weights)
+        self.window.post(version % 2, version << 1 | self.slot)
 
     def _weights_of(self, k: int) -> Tensor:
-        if k == self.learners.rank:
-            return self.weights
         if not self.learners.shares_memory_with(k):
             return self._inbox[k].to(self.weights.device)
-        _, slot = self.window.counters(k).published[self.step % 2]
-        return self.window.slot(k, slot).to(self.weights.device)
+        _, slot = self._counters(k).published[self.step % 2]
+        return self.window.area(k, slot).to(self.weights.device)
 
     # Waiting for learners of this node, at the end of a step
 
@@ -139,11 +165,14 @@ class NeighbourExchange:
         if self._fetched:
             wait_until(self._fetched.done, self._nothing_new, timeout)
 
+    def _counters(self, k: int) -> Counters:
+        return Counters.read(self.window.counters(k))
+
     def _has_published(self, k: int) -> bool:
-        return self._published(k, self.window.counters(k))
+        return self._published(k, self._counters(k))
 
     def _has_read(self, k: int) -> bool:
-        return self.window.counters(k).consumed >= self.step
+        return self._counters(k).consumed >= self.step
 
     def _published(self, k: int, counters: Counters) -> bool:
         version, _ = counters.published[self.step % 2]
@@ -160,9 +189,9 @@ class NeighbourExchange:
             while not self._published(k, counters):
                 yield IDLE
                 counters = yield from self._remote_counters(k)
-            inbox = self._inbox.setdefault(k, torch.empty_like(self.window.slots[0]))
+            inbox = self._inbox.setdefault(k, torch.empty_like(self.window.areas[0]))
             _, slot = counters.published[self.step % 2]
-            yield from completion(self.window.get_slot(k, slot, inbox))
+            yield from completion(self.window.get_area(k, slot, inbox))
         for k in self._elsewhere(self._readers):
             self._fetching = k
             while (yield from self._remote_counters(k)).consumed < self.step:
@@ -171,7 +200,7 @@ class NeighbourExchange:
     def _remote_counters(self, k: int) -> Generator[float, None, Counters]:
         memory = np.zeros(COUNTERS, np.int64)
         yield from completion(self.window.get_counters(k, memory))
-        return Counters.read(memory)
+        return Counters.read(memory.tolist())
 
     def _elsewhere(self, ranks: list[int]) -> list[int]:
         return [k for k in ranks if not self.learners.shares_memory_with(k)]
@@ -179,7 +208,7 @@ class NeighbourExchange:
     # Words for those who wait
 
     def _late(self, k: int) -> str:
-        return f"{self._here()}: learner {k} has published {self.window.counters(k).last_published}"
+        return f"{self._here()}: learner {k} has published {self._counters(k).last_published}"
 
     def _nothing_new(self) -> str:
         k = self._fetching  # its counters cannot be asked for now: that is just what does not get through
@@ -187,17 +216,3 @@ class NeighbourExchange:
 
     def _here(self) -> str:
         return f"learner {self.learners.rank}, step {self.step}"
-
-
-def mix_into(out: Tensor, weights: dict[int, Tensor], row: dict[int, float]) -> None:
-    """out = sum_k row[k] weights[k], flat [numel] each.
-
-    Added up in the order of the ranks, so that learners with equal rows get equal bits.
-    """
-    first, *others = sorted(row)
-    if len(others) == 1 and row[first] == 0.5:
-        torch.lerp(weights[first], weights[others[0]], 0.5, out=out)  # one pass: two reads, one write
-        return
-    torch.mul(weights[first], row[first], out=out)
-    for k in others:
-        out.add_(weights[k], alpha=row[k])

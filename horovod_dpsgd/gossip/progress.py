@@ -8,9 +8,9 @@ as some transports demand (open-mpi/ompi#13347).
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,7 @@ class Pending:
 
 
 class ProgressEngine:
-    """Runs jobs one after the other on a thread, and lets MPI answer other learners' requests all the time.
+    """Runs jobs side by side on a thread, and lets MPI answer other learners' requests all the time.
 
     Raises RuntimeError if MPI was started without MPI_THREAD_MULTIPLE.
     """
@@ -65,41 +65,51 @@ class ProgressEngine:
                 "more than one node needs MPI_THREAD_MULTIPLE: start MPI by mpi4py, or ask for that level"
             )
         self._comm = learners.world.Dup()
-        self._jobs: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._new: deque[Pending] = deque()
+        self._wake = threading.Event()
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="horovod_dpsgd-progress", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> Pending:
         pending = Pending(job)
-        self._jobs.put(pending)
+        self._new.append(pending)
+        self._wake.set()
         return pending
 
     def close(self) -> None:
         """Finish what was submitted, then end the thread. Collective."""
-        self._jobs.put(None)
+        self._closing = True
         self._thread.join()
         self._comm.Free()
 
     def _run(self) -> None:
-        while (pending := self._next()) is not None:
-            try:
-                for pause in pending.job:
-                    self._answer()
-                    time.sleep(pause)
-            except BaseException as error:  # raised again in the learner's thread, where it waits for the job
-                pending.finish(error)
-            else:
-                pending.finish()
+        under_way: list[Pending] = []
+        try:
+            while under_way or self._new or not self._closing:
+                while self._new:
+                    under_way.append(self._new.popleft())
+                pauses = [_advance(pending) for pending in under_way]
+                under_way = [pending for pending, pause in zip(under_way, pauses, strict=True) if pause is not None]
+                self._comm.Iprobe()  # matches nothing; entering the library is what counts
+                self._pause(min([IDLE, *filter(None, pauses)]))
+        except BaseException as error:  # the thread is lost, and other learners would wait for its answers
+            abort(f"the progress engine failed: {type(error).__name__}: {error}")
 
-    def _next(self) -> Pending | None:
-        while True:
-            try:
-                return self._jobs.get(timeout=IDLE)
-            except queue.Empty:
-                try:
-                    self._answer()
-                except BaseException as error:  # the thread is lost, and other learners would wait for its answers
-                    abort(f"the progress engine failed: {type(error).__name__}: {error}")
+    def _pause(self, seconds: float) -> None:
+        # No timed `get` of a SimpleQueue: with short times it may wait without end (seen in Python 3.11).
+        if seconds < IDLE:
+            time.sleep(seconds)
+        elif self._wake.wait(seconds):
+            self._wake.clear()
 
-    def _answer(self) -> None:
-        self._comm.Iprobe()  # matches nothing; entering the library is what counts
+
+def _advance(pending: Pending) -> float | None:
+    """Go on with a job; return for how long it has nothing to do, or None if it has ended."""
+    try:
+        return next(pending.job)
+    except StopIteration:
+        pending.finish()
+    except BaseException as error:  # raised again in the learner's thread, where it waits for the job
+        pending.finish(error)
+    return None

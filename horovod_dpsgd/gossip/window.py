@@ -1,19 +1,17 @@
 """The memory that learners expose to each other by MPI's one-sided communication.
 
-Every learner exposes two slots of flat weights and three counters:
+Every learner exposes a few int64 counters and some areas of weights; the exchanges say what is in them:
 
-    [ published[0] | published[1] | consumed | ... ] [ slot 0 ] [ slot 1 ]        int64, then the weights' dtype
+    [ counters | ... ] [ area 0 ] [ area 1 ] ...        a page of int64, then the weights' dtype
 
-The memory comes from `MPI.Win.Allocate_shared` on the learners of one node, who read each other's slots in place. Where
+The memory comes from `MPI.Win.Allocate_shared` on the learners of one node, who use each other's areas in place. Where
 there is more than one node, the same memory is exposed to everyone by `MPI.Win.Create` and read by `Rget`. (That pair
 works on Open MPI 5 and MPICH 4; `Create` over ordinary memory does not everywhere: open-mpi/ompi#8112.)
-
-Nothing is ever written into another learner's memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -25,47 +23,25 @@ from horovod_dpsgd.learners import Learners
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-HEADER_BYTES = 4096  # the counters have a page of their own, and the slots begin on a page
-COUNTERS = 3
-NUMPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
-
-
-@dataclass(frozen=True)
-class Counters:
-    """What a learner says of itself; each value was true at some moment before now, and none falls while learners
-    exchange.
-
-    published: for even and for odd t, the last t at which w(t) was complete, and the slot it is in, as (t, slot).
-    consumed: how many steps' reads this learner has finished.
-    """
-
-    published: tuple[tuple[int, int], tuple[int, int]]
-    consumed: int
-
-    @classmethod
-    def read(cls, memory: np.ndarray) -> Counters:
-        """From the first int64s of a learner's memory (or a copy of them)."""
-        even, odd, consumed = memory[:COUNTERS].tolist()
-        return cls(((even >> 1, even & 1), (odd >> 1, odd & 1)), consumed)
-
-    @property
-    def last_published(self) -> int:
-        return max(version for version, _ in self.published)
+HEADER_BYTES = 4096  # the counters have a page of their own, and the areas begin on a page
+COUNTERS = 7
+LOCK = COUNTERS  # the int64 behind the counters
 
 
 class Window:
-    """Two slots of `numel` weights a learner, readable by all learners. Creating and freeing it is collective.
+    """Counters and areas of weights of every learner, readable by all. Creating and freeing it is collective.
 
-    numel: elements in a slot; dtype: torch.float32 or torch.float64.
-    `slots` are this learner's own, as tensors [numel]; only the learner itself writes them.
+    sizes_of: the elements of each area of a learner, by rank; dtype: any floating one.
+    `areas` are this learner's own, as tensors; they take no room until they are written.
     """
 
-    def __init__(self, learners: Learners, numel: int, dtype: torch.dtype) -> None:
+    def __init__(self, learners: Learners, sizes_of: Callable[[int], Sequence[int]], dtype: torch.dtype) -> None:
         from mpi4py import MPI  # here and not above: importing it starts MPI
 
         self.learners = learners
-        self.slot_bytes = numel * dtype.itemsize
-        nbytes = HEADER_BYTES + 2 * self.slot_bytes
+        self.dtype = dtype
+        self._sizes_of = sizes_of
+        nbytes = self._offset(learners.rank, None)
         info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # each learner's part on pages of its own (NUMA)
         try:
             self._shared = MPI.Win.Allocate_shared(nbytes, 1, info, learners.node)
@@ -77,64 +53,84 @@ class Window:
         info.Free()
         self._shared.Lock_all()
         self._local = {
-            rank: _Memory(self._shared.Shared_query(learners.local_rank_of(rank))[0], numel, dtype)
+            rank: _Memory(self._shared.Shared_query(learners.local_rank_of(rank))[0], sizes_of(rank), dtype)
             for rank in range(learners.size)
             if learners.shares_memory_with(rank)
         }
         self._own = self._local[learners.rank]
-        self._own.raw[:] = 0
-        self.slots = self._own.slots
+        self._own.counters[:] = 0
+        self.areas = self._own.areas
         self._byte = MPI.BYTE
         self._remote: MPI.Win | None = None
         if learners.nodes > 1:
             self._remote = MPI.Win.Create(self._own.raw, 1, MPI.INFO_NULL, learners.world)
             self._remote.Lock_all(MPI.MODE_NOCHECK)  # nobody ever locks exclusively
 
-    # Writing: one's own slots and counters.
+    def _offset(self, rank: int, area: int | None) -> int:
+        """Where an area of a learner begins, in bytes; None: where its memory ends."""
+        return HEADER_BYTES + sum(self._sizes_of(rank)[:area]) * self.dtype.itemsize
 
-    def reset(self) -> None:
-        """Forget what was published and consumed, while nobody looks."""
-        self._own.counters[:COUNTERS] = 0
+    # Counters: only the learner itself sets its own, if not under a lock.
 
-    def publish(self, version: int, slot: int) -> None:
-        """Say that `slot` holds w(version), complete."""
-        self._shared.Sync()  # a full memory barrier: the weights are visible before the counter is
-        self._own.counters[version % 2] = version << 1 | slot
+    def post(self, index: int, value: int) -> None:
+        """Set one of this learner's counters; whoever sees the value sees all that was written before."""
+        self._shared.Sync()  # a full memory barrier
+        self._own.counters[index] = value
 
-    def consume(self, steps: int) -> None:
-        """Say that the reads of the first `steps` steps are done, so that what they read may be written over."""
+    def counters(self, rank: int) -> list[int]:
+        """The counters of a learner of this node; what they promise is visible afterwards."""
+        counters: list[int] = self._local[rank].counters[:COUNTERS].tolist()
         self._shared.Sync()
-        self._own.counters[2] = steps
-
-    # Reading in place: learners of this node.
-
-    def counters(self, rank: int) -> Counters:
-        counters = Counters.read(self._local[rank].counters)
-        self._shared.Sync()  # what the counters promise is visible after this
         return counters
 
-    def slot(self, rank: int, slot: int) -> Tensor:
-        """A slot [numel] of another learner; it may be read while the counters say so."""
-        return self._local[rank].slots[slot]
-
-    # Reading by copy: learners of other nodes. What was asked for is there when the request completes.
+    def count(self, rank: int, index: int) -> None:
+        """Add one to a counter of a learner of this node, whose lock this learner holds."""
+        self._local[rank].counters[index] += 1
 
     def get_counters(self, rank: int, out: np.ndarray) -> MPI.Request:
-        """Start to copy a learner's counters into `out` (int64 [COUNTERS]), for `Counters.read`."""
+        """Start to copy any learner's counters into `out` (int64 [COUNTERS]); they are there on completion."""
         # Every MPI library met so far copies eight aligned bytes whole. The standard's way, an atomic read by
         # Fetch_and_op, takes several times as long over TCP (open-mpi/ompi#14437).
-        return self._get(rank, 0, out)
+        return self._get(rank, 0, out.view(np.uint8))
 
-    def get_slot(self, rank: int, slot: int, out: Tensor) -> MPI.Request:
-        """Start to copy a learner's slot into `out` [numel]."""
-        return self._get(rank, HEADER_BYTES + slot * self.slot_bytes, out.numpy())
+    # Areas
+
+    def area(self, rank: int, area: int) -> Tensor:
+        """An area of a learner of this node, in place."""
+        return self._local[rank].areas[area]
+
+    def get_area(self, rank: int, area: int, out: Tensor, start: int = 0) -> MPI.Request:
+        """Start to copy elements of any learner's area, from `start` on, into the contiguous `out`."""
+        return self._get(rank, self._offset(rank, area) + start * self.dtype.itemsize, out.view(torch.uint8).numpy())
 
     def _get(self, rank: int, offset: int, out: np.ndarray) -> MPI.Request:
         assert self._remote is not None, "all learners are on this node"
-        return self._remote.Rget(out.view(np.uint8), rank, (offset, out.nbytes, self._byte))
+        return self._remote.Rget(out, rank, (offset, out.nbytes, self._byte))
+
+    # A lock for each learner's areas, for the learners of its node
+
+    def try_lock(self, rank: int) -> bool:
+        """Take the lock of a learner of this node, if nobody has it; returns at once."""
+        free, mine, found = np.zeros(1, np.int64), np.array([self.learners.rank + 1]), np.empty(1, np.int64)
+        target = self.learners.local_rank_of(rank)
+        self._shared.Compare_and_swap(mine, free, found, target, 8 * LOCK)
+        self._shared.Flush(target)
+        taken = bool(found[0] == 0)
+        if taken:
+            self._shared.Sync()
+        return taken
+
+    def unlock(self, rank: int) -> None:
+        self._shared.Sync()
+        self._local[rank].counters[LOCK] = 0
+
+    def holder(self, rank: int) -> int | None:
+        """Who has the lock of a learner of this node."""
+        holder = int(self._local[rank].counters[LOCK])
+        return holder - 1 if holder else None
 
     def free(self) -> None:
-        """Give the memory back, once everyone is done reading. Tensors on it must not be used after this."""
+        """Give the memory back, once everyone is done with it. Tensors on it must not be used after this."""
         if self._remote is not None:
             self._remote.Unlock_all()
             self._remote.Free()
@@ -145,8 +141,9 @@ class Window:
 class _Memory:
     """One learner's part of the window as seen from here."""
 
-    def __init__(self, memory: MPI.buffer, numel: int, dtype: torch.dtype) -> None:
+    def __init__(self, memory: MPI.buffer, sizes: Sequence[int], dtype: torch.dtype) -> None:
         self.raw = np.frombuffer(cast(memoryview, memory), np.uint8)
         self.counters = self.raw[:HEADER_BYTES].view(np.int64)
-        weights = self.raw[HEADER_BYTES:].view(NUMPY_TYPES[dtype])
-        self.slots = [torch.from_numpy(weights[i * numel : (i + 1) * numel]) for i in range(2)]
+        nbytes = [size * dtype.itemsize for size in sizes]
+        weights = torch.from_numpy(self.raw[HEADER_BYTES:][: sum(nbytes)])  # MPI may give more, to the end of a page
+        self.areas = [area.view(dtype) for area in weights.split(nbytes)]

@@ -40,7 +40,7 @@ def parser(description: str, default_recipe: str) -> Parser:
     p.add_argument("--recipe", metavar="NAME_OR_FILE", help=f"default: {default_recipe}; of a resumed run, its own")
     # What to run
     p.add_argument("--algo", choices=list(ALGORITHMS))
-    p.add_argument("--topology", choices=list(TOPOLOGIES), help="of dpsgd")
+    p.add_argument("--topology", choices=list(TOPOLOGIES), help="of dpsgd and adpsgd")
     p.add_argument("--noise-std", type=float, metavar="STD", help="weight noise of ssgd-star")
     # Optimization
     p.add_argument("--optimizer", choices=OPTIMIZERS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from horovod_dpsgd import algorithms, topology
 from horovod_dpsgd.diagnostics import dynamics
+from horovod_dpsgd.gossip.counter import SharedCounter
 from horovod_dpsgd.learners import Learners, seed_everything, seed_for
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.divergence import DivergenceWatch
 from horovod_dpsgd.training.evaluation import Heldout, consensus_distance, evaluate_averaged, evaluate_own
 from horovod_dpsgd.training.recipe import Recipe
 from horovod_dpsgd.training.run_log import RunLog, SilentRunLog, git_revision, versions
-from horovod_dpsgd.training.task import Batch, Sampler, Task, to_device
+from horovod_dpsgd.training.task import Batch, Part, Sampler, Task, to_device
 
 
 class Trainer:
@@ -50,7 +52,8 @@ class Trainer:
         seed_everything(recipe.seed)
         self.model = task.make_model().to(recipe.device)
         settings = algorithms.Settings(
-            topology.create(recipe.topology, learners.size, recipe.seed),
+            topology.create(recipe.topology, learners.size, recipe.seed, learners.node_of),
+            recipe.compression == "bfloat16",
             recipe.noise_std,
             recipe.seed,
             recipe.clip_norm,
@@ -63,10 +66,12 @@ class Trainer:
         self._seconds_before = 0.0  # of the parts of this run that were interrupted
         if resume_from is not None:
             self._resume(resume_from)
+        self._counter = SharedCounter(learners, self.step * learners.size) if self.algorithm.asynchronous else None
         self.log: SilentRunLog = (
             RunLog(folder, recipe, self.step, self.total_steps) if learners.rank == 0 else SilentRunLog()
         )
-        self._losses: list[Tensor] = []  # of the steps since the last log line
+        self._logged = self.step  # up to which the mean losses are logged
+        self._losses: list[tuple[int, Tensor]] = []  # this learner's since then, with the step they belong to
         self._step_seconds: list[float] = []
         self._exposed_seconds: list[float] = []
         self._waited_seconds = 0.0  # for the others, at log lines
@@ -76,19 +81,39 @@ class Trainer:
         self.started = time.perf_counter()
         self.model.train()
         batches = self._batches()
-        while self.step < self.total_steps and not self.divergence.diverged:
-            self._train_step(batches)
-            self.step += 1
-            if self._due(self.recipe.log_every) or self.step == self.total_steps:
-                self._log_interval()
-            if self._due(self.recipe.eval_every) and self.step < self.total_steps:  # at the end it is done anyway
-                self._log_heldout(evaluate_averaged(self.algorithm, self.task))
-            if self._due(self.recipe.checkpoint_every) or self.step == self.total_steps:
-                self._save_checkpoint()
+        while not self._ended():
+            start = time.perf_counter()
+            part, batch = next(batches, (Part(self.total_steps, 0), None))
+            while part.step >= self._next_meeting() and not self._ended():
+                self._meet()
+                start = time.perf_counter()
+            if batch is not None and not self._ended():
+                self._train_step(part.step, batch, start)
         self.divergence.end(self.step)
         result = self._result()
         self.log.result(result)
         return result
+
+    def _ended(self) -> bool:
+        return self.step >= self.total_steps or self.divergence.diverged
+
+    def _next_meeting(self) -> int:
+        """The step before which all learners come together next: to log, evaluate, or save, or at the end."""
+        recipe = self.recipe
+        intervals = [every for every in (recipe.log_every, recipe.eval_every, recipe.checkpoint_every) if every]
+        return min(self.total_steps, *(self.step - self.step % every + every for every in intervals))
+
+    def _meet(self) -> None:
+        """All parts of the steps before the next meeting have been taken, and every learner has done its own."""
+        self.step = self._next_meeting()
+        self.algorithm.settle()
+        at_end = self.step == self.total_steps
+        if self._due(self.recipe.log_every) or at_end:
+            self._log_interval()
+        if self._due(self.recipe.eval_every) and not at_end:  # at the end it is done anyway
+            self._log_heldout(evaluate_averaged(self.algorithm, self.task))
+        if self._due(self.recipe.checkpoint_every) or at_end:
+            self._save_checkpoint()
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
@@ -96,29 +121,44 @@ class Trainer:
     def close(self) -> None:
         self.log.close()
         self.algorithm.close()
+        if self._counter:
+            self._counter.free()
 
-    def _batches(self) -> Iterator[Batch]:
-        recipe, us = self.recipe, self.learners
-        sampler = Sampler(
-            self.task.samples, recipe.batch_size, us.rank, us.size, recipe.seed, self.step, self.total_steps
-        )
-        for batch in self.task.train_batches(sampler):
-            yield to_device(batch, recipe.device)
+    def _batches(self) -> Iterator[tuple[Part, Batch]]:
+        recipe = self.recipe
+        sampler = Sampler(self.task.samples, recipe.batch_size, self.learners.size, recipe.seed)
+        taken: deque[Part] = deque()  # a task may ask for batches ahead of their use
 
-    def _train_step(self, batches: Iterator[Batch]) -> None:
-        start = time.perf_counter()
-        batch = next(batches)
+        def indices() -> Iterator[Tensor]:
+            for part in self._parts():
+                taken.append(part)
+                yield sampler.indices(part)
+
+        for batch in self.task.train_batches(indices()):
+            yield taken.popleft(), to_device(batch, recipe.device)
+
+    def _parts(self) -> Iterator[Part]:
+        """The parts of global batches this learner takes: its own of every step, or, asynchronously, the next one that
+        nobody has taken. All parts of all steps are taken once either way."""
+        us = self.learners
+        if self._counter is None:
+            yield from (Part(step, us.rank) for step in range(self.step, self.total_steps))
+            return
+        while (ticket := self._counter.take()) < self.total_steps * us.size:
+            yield Part(*divmod(ticket, us.size))
+
+    def _train_step(self, step: int, batch: Batch, start: float) -> None:
         optimizer = self.algorithm.optimizer
-        lr = self.schedule(self.step)
+        lr = self.schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = lr
         self.algorithm.begin_step()
-        if self.recipe.diagnostics and self.step % self.recipe.diagnostics_every == 0:
-            start += self._log_dynamics(batch, lr)  # the instruments are not part of the step
+        if self.recipe.diagnostics and step % self.recipe.diagnostics_every == 0:
+            start += self._log_dynamics(step, batch, lr)  # the instruments are not part of the step
         optimizer.zero_grad()
         loss = self._loss(batch)
         loss.backward()
-        self._losses.append(loss.detach())
+        self._losses.append((step, loss.detach()))
         self._be_slow(time.perf_counter() - start)
         self.algorithm.end_step()
         self._step_seconds.append(time.perf_counter() - start)
@@ -134,37 +174,52 @@ class Trainer:
             time.sleep((factor - 1) * computed)
 
     def _log_interval(self) -> None:
-        """Log the mean over learners of every loss since the last time. The only talk of all learners in training."""
-        if not self._losses:
+        """Log every step's mean loss since the last time. The only talk of all learners in training."""
+        if self._logged == self.step:
             return
         start = time.perf_counter()
-        losses = self.learners.mean(torch.stack(self._losses).double().cpu()).tolist()
+        own = torch.zeros(self.step - self._logged, dtype=torch.float64)
+        if self._losses:
+            steps, values = zip(*self._losses, strict=True)
+            own.index_add_(0, torch.tensor(steps) - self._logged, torch.stack(values).double().cpu())
+        losses = self.learners.mean(own).tolist()  # a step has as many parts as there are learners
         self._waited_seconds += time.perf_counter() - start  # a learner that ran ahead waits here, and not in a step
         losses = self.learners.broadcast(losses)  # MPI need not give all the same bits, and all must decide alike
-        first = self.step - len(losses)
-        self.divergence.see(first, losses)
-        values = {
+        self.divergence.see(self._logged, losses)
+        mine = len(self._losses)  # 0: too slow for a part of its own
+        metrics = {
             "epoch": self.step / self.recipe.steps_per_epoch(self.task.samples),
             "lr": self.schedule(self.step - 1),
             "train_loss": float(np.mean(losses)),
             "train_loss_max": float(np.max(losses)),
-            "step_seconds": float(np.median(self._step_seconds[-len(losses) :])),
-            "exposed_communication_seconds": float(np.median(self._exposed_seconds[-len(losses) :])),
+            "step_seconds": median(self._step_seconds[-mine:] if mine else []),
+            "exposed_communication_seconds": median(self._exposed_seconds[-mine:] if mine else []),
         }
-        self.log.metrics(self.step, values, advanced=len(losses))
+        self.log.metrics(self.step, metrics, advanced=len(losses))
+        self._log_staleness()
+        self._logged = self.step
         self._losses.clear()
+
+    def _log_staleness(self) -> None:
+        if self.algorithm.staleness is not None:
+            self.log.histogram(self.step, "staleness", self._staleness())
+
+    def _staleness(self) -> dict[int, int]:
+        """How many steps of all learners since the start had which staleness."""
+        everyone: Counter[int] = sum(self.learners.gather(self.algorithm.staleness), Counter())
+        return dict(sorted(everyone.items()))
 
     def _log_heldout(self, heldout: Heldout) -> None:
         self.log.metrics(self.step, {"heldout_loss": heldout.loss, "heldout_error_percent": heldout.error_percent})
 
-    def _log_dynamics(self, batch: Batch, lr: float) -> float:
+    def _log_dynamics(self, step: int, batch: Batch, lr: float) -> float:
         """Measure and log the dynamics of the step that is under way; return the seconds it took."""
         start = time.perf_counter()
         us = self.learners
         with _undisturbed(self.model):
             train_shard = self._train_shard(us.rank, us.size)
             measured = dynamics.measure(self.algorithm, self._loss, batch, train_shard, lr)
-        self.log.metrics(self.step + 1, measured)
+        self.log.metrics(step + 1, measured)
         return time.perf_counter() - start
 
     def _train_shard(self, shard: int, shards: int) -> Iterator[Batch]:
@@ -188,7 +243,7 @@ class Trainer:
         self._seconds_before = state["seconds"]
         self.algorithm.load_state_dict(state["algorithm"])
         self.divergence.load_state_dict(state["divergence"])
-        self.step = self.algorithm.step
+        self.step = manifest.step
 
     def _result(self) -> dict[str, Any]:
         recipe, us = self.recipe, self.learners
@@ -196,7 +251,9 @@ class Trainer:
         heldout = evaluate_averaged(self.algorithm, self.task)
         own = evaluate_own(self.algorithm, self.task)
         self._log_heldout(heldout)
-        step_seconds = us.mean_of(float(np.median(self._step_seconds))) if self._step_seconds else math.nan
+        step_seconds = us.gather(median(self._step_seconds))
+        parts = us.gather(len(self._step_seconds))
+        exposed = us.gather(median(self._exposed_seconds))
         busy = us.mean_of(sum(self._step_seconds) + self._waited_seconds)
         return {
             "task": recipe.task,
@@ -216,9 +273,12 @@ class Trainer:
             "heldout": {"loss": heldout.loss, "error_percent": heldout.error_percent},
             "heldout_by_learner": {"error_percent": [each.error_percent for each in own]},
             "consensus_distance": consensus_distance(self.algorithm),
-            "samples_per_second": len(self._step_seconds) * recipe.batch_size / busy if busy else None,
-            "step_seconds_median": step_seconds,
-            "exposed_communication_seconds_median": us.mean_of(float(np.median(self._exposed_seconds or [math.nan]))),
+            "samples_per_second": sum(parts) * recipe.batch_size / us.size / busy if busy else None,
+            "step_seconds_median": float(np.mean(step_seconds)),
+            "step_seconds_by_learner": step_seconds,
+            "steps_by_learner": parts,
+            "exposed_communication_seconds_median": float(np.mean(exposed)),
+            "staleness": None if self.algorithm.staleness is None else self._staleness(),
             "bytes_sent_per_step": us.mean_of(self.algorithm.bytes_sent(0)),
             "wall_seconds": seconds,
             "versions": versions(),
@@ -226,6 +286,11 @@ class Trainer:
             "git": git_revision(),
             "config": recipe.model_dump(mode="json"),
         }
+
+
+def median(values: list[float]) -> float:
+    """NaN of no values."""
+    return float(np.median(values)) if values else math.nan
 
 
 @contextmanager

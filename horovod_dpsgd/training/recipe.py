@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from horovod_dpsgd import schedules
 from horovod_dpsgd.algorithms import ALGORITHMS
 from horovod_dpsgd.errors import RecipeError
+from horovod_dpsgd.lamb import LAMB, without_adaptation
 from horovod_dpsgd.topology import TOPOLOGIES
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lamb")
 LENGTHS = {"epochs", "max_steps"}
 WATCHING = {"log_every", "eval_every", "checkpoint_every", "diagnostics", "diagnostics_every"}
 FREE = LENGTHS | WATCHING | {"data_dir", "stall_timeout", "slow_learner"}  # may change when a run is resumed
@@ -42,10 +43,11 @@ class Recipe(BaseModel):
     # By which algorithm
     algo: str = "dpsgd"
     topology: str = "matching"
+    compression: Literal["none", "bfloat16"] = "none"  # of the weights that are exchanged
     noise_std: float = Field(0.0, ge=0)  # SSGD*: standard deviation of the weight noise
 
     # By which optimizer
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
     lr: float = Field(gt=0)  # the peak rate, after scaling and warm-up
     momentum: float = Field(0.0, ge=0, lt=1)
     nesterov: bool = False
@@ -88,6 +90,10 @@ class Recipe(BaseModel):
             raise ValueError("one of epochs and max_steps must be given")
         if (self.algo == "ssgd-star") != (self.noise_std > 0):
             raise ValueError("noise_std must be above 0 for ssgd-star, and belongs to no other algo")
+        if self.diagnostics and self.algo == "adpsgd":
+            raise ValueError("diagnostics need all learners at one step, where adpsgd's never are")
+        if self.compression != "none" and (self.algo != "dpsgd" or self.topology in ("complete", "hierarchical")):
+            raise ValueError("compression is for algo dpsgd, and topologies other than complete and hierarchical")
         if (self.decay in ("steps", "exponential")) != bool(self.decay_epochs):
             raise ValueError("decay_epochs must be given for decay steps and exponential, and for no other")
         if self.decay == "exponential" and len(self.decay_epochs) > 1:
@@ -155,6 +161,8 @@ class Recipe(BaseModel):
             return torch.optim.SGD(
                 weights, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
             )
+        if self.optimizer == "lamb":
+            return LAMB(without_adaptation(model), self.lr, self.betas, weight_decay=self.weight_decay)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(weights, self.lr, self.betas, weight_decay=self.weight_decay)
 

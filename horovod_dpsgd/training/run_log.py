@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from horovod_dpsgd import __version__
 from horovod_dpsgd.training.recipe import Recipe
 
@@ -23,6 +25,9 @@ class SilentRunLog:
 
     def metrics(self, step: int, values: dict[str, float], advanced: int = 0) -> None:
         """Note `values` for `step`; the bar advances by so many steps."""
+
+    def histogram(self, step: int, name: str, counts: dict[int, int]) -> None:
+        """Note how often each value has occurred up to `step`."""
 
     def say(self, line: str) -> None:
         """A line for the user."""
@@ -59,6 +64,22 @@ class RunLog(SilentRunLog):
         self._bar.update(advanced)
         if "train_loss" in values:
             self._bar.set_postfix_str(f"loss {values['train_loss']:.4g}", refresh=False)
+
+    def histogram(self, step: int, name: str, counts: dict[int, int]) -> None:
+        values = np.array(list(counts), dtype=float)
+        if values.size:
+            weights = np.array(list(counts.values()), dtype=float)
+            self._events.add_histogram_raw(
+                name,
+                min=values.min(),
+                max=values.max(),
+                num=weights.sum(),
+                sum=values @ weights,
+                sum_squares=values**2 @ weights,
+                bucket_limits=list(values + 0.5),
+                bucket_counts=list(weights),
+                global_step=step,
+            )
 
     def say(self, line: str) -> None:
         self._bar.write(line)

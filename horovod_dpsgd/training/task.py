@@ -65,27 +65,31 @@ def to_device(batch: Batch, device: str) -> Batch:
     return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
 
 
+class Part(NamedTuple):
+    """One learner's share of one global batch."""
+
+    step: int
+    part: int  # 0 to n-1
+
+
 class Sampler:
-    """Which training samples learner `rank` of `size` takes at each step: an iterable over steps from `start` on.
+    """Which training samples make up each part of each global batch, for `parts` learners.
 
     Every epoch has a random order of its own, drawn from (seed, epoch). Step s of an epoch takes the s-th `batch`
-    samples of that order, of which the learner takes the rank-th part. Thus all learners together take the same samples
-    whatever `size` is, and a resumed run goes on where it was. Samples that do not fill a global batch are left out for
-    that epoch.
+    samples of that order, cut into parts. Thus all learners together take the same samples whatever their number is,
+    and a resumed run goes on where it was. Samples that do not fill a global batch are left out for that epoch.
     """
 
-    def __init__(self, samples: int, batch: int, rank: int, size: int, seed: int, start: int, stop: int) -> None:
+    def __init__(self, samples: int, batch: int, parts: int, seed: int) -> None:
         self.samples, self.batch, self.seed = samples, batch, seed
-        self.local = batch // size
-        self.offset = rank * self.local
-        self.start, self.stop = start, stop
+        self.local = batch // parts
+        self._order, self._epoch = torch.empty(0), -1
 
-    def __iter__(self) -> Iterator[Tensor]:
-        steps_per_epoch = self.samples // self.batch
-        order, order_epoch = torch.empty(0), -1
-        for step in range(self.start, self.stop):
-            epoch, place = divmod(step, steps_per_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = torch.randperm(self.samples, generator=generator("data", self.seed, epoch)), epoch
-            first = place * self.batch + self.offset
-            yield order[first : first + self.local]
+    def indices(self, part: Part) -> Tensor:
+        """The numbers of the samples, [batch / parts]."""
+        epoch, place = divmod(part.step, self.samples // self.batch)
+        if epoch != self._epoch:
+            order = torch.randperm(self.samples, generator=generator("data", self.seed, epoch))
+            self._order, self._epoch = order, epoch
+        first = place * self.batch + part.part * self.local
+        return self._order[first : first + self.local]

@@ -9,10 +9,10 @@ from horovod_dpsgd.algorithms.dpsgd import DPSGD
 STEPS = 12
 CLIP_NORM = {"momentum": 0.5}  # by optimizer, else none
 
-us = problems.start(problems.arguments().apart)
+us = problems.start(problems.parser().parse_args().nodes)
 for name in topology.TOPOLOGIES:
     for optimizer in problems.OPTIMIZERS:
-        graph = topology.create(name, us.size, seed=3)
+        graph = topology.create(name, us.size, seed=3, node_of=us.node_of)
         net = problems.model()
         weights = [p for p in net.parameters() if p.requires_grad]
         settings = Settings(graph, clip_norm=CLIP_NORM.get(optimizer))

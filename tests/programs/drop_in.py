@@ -10,7 +10,7 @@ import torch
 import horovod_dpsgd as dpsgd
 from horovod_dpsgd import learners
 
-us = problems.start(problems.arguments().apart)
+us = problems.start(problems.parser().parse_args().nodes)
 if us.nodes > 1:  # as the library would find it on as many nodes
     learners.start = lambda: us
 net = problems.model()

@@ -1,4 +1,6 @@
-"""Mixing alone: weights become the matrices' product with them, and their mean stays; slots in place and staged."""
+"""Mixing alone, by every exchange: weights become the matrices' product with them, and their mean stays."""
+
+from functools import partial
 
 import problems
 import torch
@@ -6,16 +8,24 @@ import torch
 from horovod_dpsgd import gossip, topology
 from horovod_dpsgd.parameters import FlatParameters
 
-us = problems.start(problems.arguments().apart)
-for staged in (False, True):
+us = problems.start(problems.parser().parse_args().nodes)
+BFLOAT16 = 2.0**-8  # the largest relative error of rounding to it
+
+EXCHANGES = {  # by what mixes, and how far it may be from the product
+    "chosen": (gossip.create, 1e-12),
+    "in place": (partial(gossip.NeighbourExchange, staged=False), 1e-12),
+    "staged": (partial(gossip.NeighbourExchange, staged=True), 1e-12),
+    "compressed": (partial(gossip.NeighbourExchange, compressed=True), 6 * 2 * BFLOAT16 * 4),  # steps x sides x |w|
+}
+for kind, (make, tolerance) in EXCHANGES.items():
     for name in topology.TOPOLOGIES:
         net = problems.model()
         torch.manual_seed(us.rank)
         for p in net.parameters():
-            p.data.normal_()
+            p.data.normal_().clamp_(-4, 4)
         start = problems.flat(net)
-        graph = topology.create(name, us.size, seed=1)
-        exchange = gossip.NeighbourExchange(us, FlatParameters(net), graph, staged=staged)
+        graph = topology.create(name, us.size, seed=1, node_of=us.node_of)
+        exchange = make(us, FlatParameters(net), graph)
         product = torch.eye(us.size, dtype=torch.float64)
         for step in range(6):
             exchange.begin(step)
@@ -23,8 +33,12 @@ for staged in (False, True):
             exchange.publish()
             product = torch.from_numpy(graph.matrix(step)) @ product
         torch.testing.assert_close(us.mean(problems.flat(net)), us.mean(start), rtol=0, atol=1e-12)
-        everyone = torch.stack(us.gather(start))
-        torch.testing.assert_close(problems.flat(net), product[us.rank] @ everyone, rtol=0, atol=1e-12)
+        expected = product[us.rank] @ torch.stack(us.gather(start))
+        torch.testing.assert_close(problems.flat(net), expected, rtol=0, atol=tolerance)
+        exact = torch.allclose(problems.flat(net), expected, rtol=0, atol=1e-9)
+        assert exact or kind == "compressed"
+        assert not exact or kind != "compressed" or us.size == 1, "nothing was rounded"
         exchange.close()
+        torch.testing.assert_close(problems.flat(net), expected, rtol=0, atol=tolerance)
 if us.rank == 0:
     print("kept")

@@ -3,11 +3,10 @@
 Learner j publishes the constant vector c_j(t) for step t; a mixed vector that is not exactly the mean of its partners'
 constants for this step, in every element, was torn or stale.
 
-usage: no_torn_reads.py EXCHANGES TOPOLOGY NUMEL [--apart]
+usage: no_torn_reads.py EXCHANGES TOPOLOGY NUMEL [--nodes 011]
 """
 
 import random
-import sys
 import time
 
 import problems
@@ -17,12 +16,17 @@ from torch import nn
 from horovod_dpsgd import gossip, topology
 from horovod_dpsgd.parameters import FlatParameters
 
-exchanges, name, numel = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-us = problems.start("--apart" in sys.argv)
+parser = problems.parser()
+parser.add_argument("exchanges", type=int, help="of all learners together")
+parser.add_argument("topology")
+parser.add_argument("numel", type=int)
+given = parser.parse_args()
+numel = given.numel
+us = problems.start(given.nodes)
 net = nn.Module()
 net.weights = nn.Parameter(torch.empty(numel, dtype=torch.float64))
-graph = topology.create(name, us.size, seed=11)
-steps = exchanges // us.size  # an exchange is one learner's
+graph = topology.create(given.topology, us.size, seed=11, node_of=us.node_of)
+steps = given.exchanges // us.size  # an exchange is one learner's
 
 
 def constant(rank: int, step: int) -> float:
@@ -30,7 +34,7 @@ def constant(rank: int, step: int) -> float:
 
 
 net.weights.data.fill_(constant(us.rank, 0))
-exchange = gossip.NeighbourExchange(us, FlatParameters(net), graph)
+exchange = gossip.create(us, FlatParameters(net), graph)
 delays = random.Random(us.rank)
 for step in range(steps):
     exchange.begin(step)

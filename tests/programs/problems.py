@@ -34,19 +34,17 @@ class Net(nn.Module):
         return self.last(hidden) + 0.1 * self.tied.sum(1)
 
 
-def start(every_learner_its_own_node: bool = False, stall_timeout: float = 60.0) -> Learners:
-    """This job's learners; on request as if no two shared memory, so that all reads go through MPI."""
+def start(node_of: list[int] | None = None, stall_timeout: float = 60.0) -> Learners:
+    """This job's learners; on request as if they were on those nodes, so that reads between them go through MPI."""
     us = learners.start()
-    from mpi4py import MPI
-
-    node = MPI.COMM_SELF.Dup() if every_learner_its_own_node else us.node
+    node = us.node if node_of is None else us.world.Split(node_of[us.rank], us.rank)
     return learners.describe(us.world, node, stall_timeout)
 
 
-def arguments() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--apart", action="store_true", help="every learner is a node of its own")
-    return parser.parse_args()
+    parser.add_argument("--nodes", type=lambda word: [int(n) for n in word], help="every learner's node, as 0011")
+    return parser
 
 
 def model() -> nn.Module:

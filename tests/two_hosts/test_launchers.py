@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from two_hosts.netns import run_on_host1, why_not
+from benchmarks.two_hosts.netns import run_on_host1, why_not
 
 WHO_IS_WHERE = str(Path(__file__).with_name("who_is_where.py"))
 FOUR_LEARNERS = [f"learner {rank} of 4 on host{1 + rank // 2} with 2 there, sum 6, {sys.prefix}" for rank in range(4)]

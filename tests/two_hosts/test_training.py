@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import PROGRAMS, REPOSITORY, mpi_library
 
-from two_hosts.netns import run_on_host1, why_not
+from benchmarks.two_hosts.netns import run_on_host1, why_not
 from two_hosts.test_launchers import mpirun_hosts
 
 pytestmark = [pytest.mark.mpi, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
@@ -15,7 +15,8 @@ TRAIN = str(REPOSITORY / "benchmarks/cv/train.py")
 
 
 @pytest.mark.parametrize(
-    "options", [["dpsgd", "--topology", "matching"], ["dpsgd", "--topology", "complete"], ["ssgd"]]
+    "options",
+    [*(["dpsgd", "--topology", name] for name in ("matching", "complete", "hierarchical")), ["adpsgd"], ["ssgd"]],
 )
 def test_plain_horovodrun_trains_on_both_hosts(tmp_path, options):
     short = ["--synthetic", "--max-steps", "30", "--output", str(tmp_path)]
@@ -31,7 +32,7 @@ def test_dpsgd_between_hosts_matches_equation_2():
     program = str(PROGRAMS / "dpsgd_matches_reference.py")
     done = run_on_host1(["mpirun", "-np", "4", *mpirun_hosts(), sys.executable, program], timeout=240)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count("equal") == 15
+    assert done.stdout.count("equal") == 18
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Two hosts on one machine, made of Linux namespaces: for tests and for measurements between nodes."""

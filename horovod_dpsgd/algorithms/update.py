@@ -1,0 +1,44 @@
+"""The optimizer's update as the exchanges want it: something done to every block of mixed weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from horovod_dpsgd.algorithms.blockwise import blockwise
+from horovod_dpsgd.gossip import BlockUpdate
+from horovod_dpsgd.parameters import FlatParameters
+
+
+class Update:
+    """One step of `optimizer`, by blocks where that is possible, else at once; the results agree to rounding.
+
+    with update as blocks:
+        exchange.mix(blocks)
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: FlatParameters) -> None:
+        self._whole = WholeUpdate(optimizer, parameters.numel)
+        self._blockwise = blockwise(optimizer, parameters)
+
+    def __enter__(self) -> BlockUpdate:
+        self._by_blocks = self._blockwise is not None and self._blockwise.applies()
+        if self._blockwise is None or not self._by_blocks:
+            return self._whole
+        self._blockwise.begin()
+        return self._blockwise
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is None and self._blockwise is not None and self._by_blocks:
+            self._blockwise.end()
+
+
+class WholeUpdate:
+    """`optimizer.step()` as the update of a single block: the model's parameters are views of it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, numel: int) -> None:
+        self.sizes = [numel]
+        self._optimizer = optimizer
+
+    def __call__(self, index: int, weights: Tensor) -> None:
+        self._optimizer.step()
