@@ -20,7 +20,7 @@ from types import ModuleType
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import figure_2, launch, mnist_recipes  # noqa: E402
+from benchmarks.experiments import figure_2, launch, mnist_adpsgd, mnist_recipes  # noqa: E402
 from horovod_dpsgd.report import runs  # noqa: E402
 
 
@@ -34,6 +34,7 @@ class Experiment:
 EXPERIMENTS = {
     "figure-2": Experiment("MNIST: loss, effective learning rate, weight variance (Section 2.2)", "20 min", figure_2),
     "mnist-recipes": Experiment("MNIST: what Section 2.2 leaves open, varied one by one", "30 min", mnist_recipes),
+    "mnist-adpsgd": Experiment("MNIST: AD-PSGD beside DPSGD, also with a slow learner", "20 min", mnist_adpsgd),
 }
 
 

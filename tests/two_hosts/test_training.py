@@ -37,8 +37,8 @@ def test_dpsgd_between_hosts_matches_equation_2():
 
 @pytest.mark.slow
 def test_exchanges_between_hosts_are_never_torn_or_stale():
-    program = [str(PROGRAMS / "no_torn_reads.py"), "4000", "random-ring", "1031"]
-    done = run_on_host1(["mpirun", "-np", "4", *mpirun_hosts(), sys.executable, *program], timeout=300)
+    program = [str(PROGRAMS / "no_torn_reads.py"), "10000", "random-ring", "1031"]
+    done = run_on_host1(["mpirun", "-np", "4", *mpirun_hosts(), sys.executable, *program], timeout=600)
     assert "none torn or stale" in done.stdout, f"{mpi_library()}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
 
 
