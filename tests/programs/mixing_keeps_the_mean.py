@@ -11,8 +11,27 @@ from horovod_dpsgd.parameters import FlatParameters
 us = problems.start(problems.parser().parse_args().nodes)
 BFLOAT16 = 2.0**-8  # the largest relative error of rounding to it
 
+
+def by_nodes(us, parameters, graph):
+    """`complete` on one node, for models that are too small for it to be chosen."""
+    divides = graph.name == "complete" and us.nodes == 1
+    return (
+        gossip.NodeExchange(us, parameters, topology.Hierarchical(us.size))
+        if divides
+        else gossip.create(us, parameters, graph)
+    )
+
+
+def summed(us, parameters, graph):
+    return (
+        gossip.AllReduceExchange(us, parameters) if graph.name == "complete" else gossip.create(us, parameters, graph)
+    )
+
+
 EXCHANGES = {  # by what mixes, and how far it may be from the product
     "chosen": (gossip.create, 1e-12),
+    "by nodes": (by_nodes, 1e-12),
+    "summed": (summed, 1e-12),
     "in place": (partial(gossip.NeighbourExchange, staged=False), 1e-12),
     "staged": (partial(gossip.NeighbourExchange, staged=True), 1e-12),
     "compressed": (partial(gossip.NeighbourExchange, compressed=True), 6 * 2 * BFLOAT16 * 4),  # steps x sides x |w|

@@ -1,0 +1,116 @@
+"""All measurements of the gossip layer, one after the other, and the tables and plots made of them.
+
+    python benchmarks/comm/run.py                      # what has not been measured yet
+    python benchmarks/comm/run.py --list
+    python benchmarks/comm/run.py --only exchange-n2 fused --again
+    python benchmarks/comm/run.py --quick              # tiny sizes: does everything work? (results stay in runs/)
+    python benchmarks/comm/run.py --report             # only make the tables again
+
+Measure on a machine with nothing else to do. JSON lines go to runs/comm, tables and plots to results/comm. A
+measurement that fails or cannot be made here is a line below its table, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.comm import plots, summary, tables
+from benchmarks.comm.jobs import REPOSITORY, Job, all_jobs, is_mpich, load
+from benchmarks.two_hosts.netns import why_not
+
+PEERS = ("decent-dp", "loguru")  # what pip is asked for by --install-peers
+
+
+def main() -> None:
+    given = _options().parse_args()
+    jobs = all_jobs()
+    chosen = [job for job in jobs if not given.only or any(fnmatch.fnmatch(job.name, word) for word in given.only)]
+    if given.list:
+        print("\n".join(f"{job.name:26} {job.shown(given.quick)}" for job in chosen))
+        return
+    folder = given.runs / ("comm-quick" if given.quick else "comm")
+    results = given.results or (folder / "results" if given.quick else REPOSITORY / "results" / "comm")
+    folder.mkdir(parents=True, exist_ok=True)
+    if given.install_peers:
+        _install_peers(folder)
+    failed = [] if given.report else [job.name for job in chosen if not _run(job, folder, given.quick, given.again)]
+    measured = [load(job, folder) for job in jobs]
+    written = [*tables.write(measured, results), *plots.write(measured, results), summary.write(measured, results)]
+    print(f"\nWritten: {', '.join(_from_here(file) for file in written)}")
+    if failed:
+        sys.exit(f"run.py: these failed: {', '.join(failed)}")
+
+
+def _run(job: Job, folder: Path, quick: bool, again: bool) -> bool:
+    """Measure, unless it has been done; whether it is not a failure."""
+    if load(job, folder).rows and not again:
+        print(f"{job.name}: done before", flush=True)
+        return True
+    file, partial = folder / f"{job.name}.jsonl", folder / f"{job.name}.partial"
+    partial.unlink(missing_ok=True)
+    lines = [{"kind": "job", "name": job.name, "typed": job.shown(quick)}]
+    status = 0
+    if (reason := _impossible(job)) is None:
+        print(f"\n{job.name}: {job.shown(quick)}", flush=True)
+        status = subprocess.run(
+            [*job.command(quick), "--output", str(partial)], env=_environment(job, folder), check=False
+        ).returncode
+        reason = f"failed with status {status}" if status else None
+    if reason:
+        lines.append({"kind": "skipped", "what": job.name, "reason": reason})
+        print(f"{job.name}: not measured: {reason}", flush=True)
+    measured = partial.read_text() if partial.exists() else ""
+    partial.unlink(missing_ok=True)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + measured)
+    return not status
+
+
+def _impossible(job: Job) -> str | None:
+    """Why a job cannot be run here, or None."""
+    if job.link and (reason := why_not()):
+        return reason
+    if dict(job.env).get("MPICH_ASYNC_PROGRESS") and not is_mpich():
+        return "the MPI here is Open MPI, which has no progress thread for one-sided communication (run under MPICH)"
+    return None
+
+
+def _environment(job: Job, folder: Path) -> dict[str, str]:
+    paths = [str(REPOSITORY), str((folder / "peers").resolve()), os.environ.get("PYTHONPATH", "")]
+    # mpirun refuses root unless told twice
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
+    return os.environ | root | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | dict(job.env)
+
+
+def _install_peers(folder: Path) -> None:
+    """Into a folder of their own: they are no part of the environment."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "peers")]
+    subprocess.run([*pip, *PEERS], check=True)
+
+
+def _from_here(file: Path) -> str:
+    return os.path.relpath(file)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names, or patterns such as 'step-*'")
+    parser.add_argument("--again", action="store_true", help="measure anew what has been measured")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
+    parser.add_argument("--report", action="store_true", help="measure nothing, make the tables and plots")
+    parser.add_argument("--list", action="store_true", help="print the names and commands, and stop")
+    parser.add_argument("--install-peers", action="store_true", help="first get decent-dp from PyPI, into --runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where tables go (default: results/comm)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

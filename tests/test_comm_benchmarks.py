@@ -1,0 +1,270 @@
+"""The communication benchmarks: what they print and write, on tiny sizes. Nothing here looks at how long anything took,
+beyond that it took some time."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, run
+
+from benchmarks.comm import jobs, measure, methods, output, summary, tables
+from benchmarks.two_hosts.netns import why_not
+from horovod_dpsgd import learners
+
+COMM = REPOSITORY / "benchmarks" / "comm"
+
+
+def lines(path, kind="row"):
+    """The JSON lines of one kind in an output file."""
+    return [line for line in map(json.loads, path.read_text().splitlines()) if line["kind"] == kind]
+
+
+# Words and numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes", "name"),
+    [("1KB", 1024, "1 KB"), ("44MB", 44 * 2**20, "44 MB"), ("64", 64, "64 B"), ("4M", 4 * 2**20, "4 MB")],
+)
+def test_sizes_are_read_and_written_as_osu_does(text, nbytes, name):
+    assert (output.bytes_of(text), output.size_name(nbytes)) == (nbytes, name)
+
+
+def test_durations():
+    assert [output.duration(s) for s in (2.5, 0.0125, 3.4e-6)] == ["2.5 s", "12.5 ms", "3.4 us"]
+
+
+def test_ratios_are_taken_turn_by_turn_between_the_slowest_learners():
+    """A machine that is three times slower in one turn is so for both contenders, and no ratio shows it."""
+    weather = np.array([1.0, 3.0, 1.0])
+    floor = measure.Times(np.array([1.0 * weather, 2.0 * weather]))  # two learners, three turns
+    other = measure.Times(np.array([5.0 * weather, 4.0 * weather]))
+    assert other.median == 5.0
+    assert other.row(floor)["ratio_quartiles"] == [2.5, 2.5]
+
+
+def test_contenders_take_turns():
+    order: list[str] = []
+    stopwatch = measure.Stopwatch(learners.start(), turns=3)
+    times = stopwatch.compare({name: lambda name=name: order.append(name) for name in "ABC"}, calls=2, warm_up=1)
+    assert "".join(order) == "ABC" + 3 * "AABBCC"
+    assert all(found.each.shape == (1, 3) for found in times.values())
+
+
+def test_a_spent_budget_leaves_three_turns():
+    stopwatch = measure.Stopwatch(learners.start(), turns=100, budget=0.0)
+    assert stopwatch.compare({"A": lambda: None})["A"].each.shape == (1, measure.LEAST_TURNS)
+
+
+# Programs
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("n", [2, 3])
+def test_exchange_compares_all_methods_with_the_floor(tmp_path, mpirun, n):
+    file = tmp_path / "out.jsonl"
+    done = mpirun(n, COMM / "exchange.py", "--sizes", "1KB,64KB", "--turns", 3, "--no-horovod", "--output", file)
+    assert [row["method"] for row in lines(file)] == 2 * [kind.name for kind in methods.WITHOUT_HOROVOD]
+    for row in lines(file):
+        assert row["seconds"] > 0
+        assert row["turns"] == 3
+        assert (row["ratio"] == 1) == (row["method"] == methods.Floor.name)
+    (about,) = lines(file, "run")
+    assert about["learners"] == n
+    assert about["command"].startswith(f"mpirun -np {n} python benchmarks/comm/exchange.py --sizes 1KB,64KB")
+    assert "| 64 KB | gossip exchange" in done.stdout
+
+
+@pytest.mark.mpi
+def test_exchange_leaves_out_what_does_not_fit(tmp_path, mpirun):
+    file = tmp_path / "out.jsonl"
+    mpirun(2, COMM / "exchange.py", "--sizes", "1KB,100000GB", "--turns", 3, "--no-horovod", "--output", file)
+    assert {row["bytes"] for row in lines(file)} == {1024}
+    assert lines(file, "skipped")[0]["what"] == "100000 GB"
+
+
+@pytest.mark.mpi
+def test_horovod_is_measured_last(tmp_path, mpirun):
+    pytest.importorskip("horovod")
+    file = tmp_path / "out.jsonl"
+    mpirun(2, COMM / "exchange.py", "--sizes", "1KB", "--turns", 3, "--output", file)
+    assert [row["method"] for row in lines(file)][-2:] == [methods.Floor.name, methods.Horovod.name]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("n", [1, 2])
+def test_fused_compares_three_ways(tmp_path, mpirun, n):
+    file = tmp_path / "out.jsonl"
+    small = ["--model", "squeezenet1_1", "--optimizers", "Adam", "--turns", 3]
+    mpirun(n, COMM / "fused.py", *small, "--output", file)
+    one_thread = [row for row in lines(file) if row["threads"] == 1]
+    assert [row["way"] for row in one_thread] == ["mix, then step()", "mix, then step(), fused=True", "by blocks"]
+    assert all(row["x_default"] > 0 and row["x_fused"] > 0 for row in one_thread)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("apart", [[], ["--apart"]])
+@pytest.mark.parametrize(("program", "test", "column"), [
+    ("osu_get_latency.py", "Latency", "Latency (us)"),
+    ("osu_get_bw.py", "Bandwidth", "Bandwidth (MB/s)"),
+])  # fmt: skip
+def test_osu_output_has_the_form_its_users_know(mpirun, program, test, column, apart):
+    done = mpirun(2, COMM / program, "-m", "1:1K", "-i", 5, "-x", 1, "--turns", 3, *apart)
+    blocks = re.findall(
+        rf"^# horovod_dpsgd MPI_Get {test} Test\n# Window creation: (.+)\n# Synchronization: .+\n"
+        rf"# Size +{re.escape(column)}\n"
+        r"((?:\d+ +\d+\.\d\d\n)+)",
+        done.stdout,
+        re.MULTILINE,
+    )
+    assert [window.split(",")[0] for window, _ in blocks] == ["horovod_dpsgd.gossip.Window", "MPI_Win_allocate"]
+    for _, block in blocks:
+        sizes, values = zip(*(line.split() for line in block.splitlines()), strict=True)
+        assert list(map(int, sizes)) == [2**k for k in range(11)]
+        assert all(float(value) > 0 for value in values)
+
+
+@pytest.mark.mpi
+def test_osu_wants_two_learners(mpirun):
+    done = mpirun(3, COMM / "osu_get_bw.py", status=None)
+    assert done.returncode != 0
+    assert "error: this measures between 2 learners, not 3" in done.stderr
+
+
+SHORT_STEPS = ["--batch-size", 2, "--num-warmup-batches", 1, "--num-batches-per-iter", 1, "--num-iters", 3]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("algo", ["local", "dpsgd"])
+def test_steps_are_reported_in_the_lines_of_horovods_benchmark(mpirun, algo):
+    model = ["--model", "squeezenet1_1", "--image-size", 64]
+    text = mpirun(2, COMM / "step_overhead.py", *model, "--algo", algo, *SHORT_STEPS).stdout
+    for line in (
+        r"Model: squeezenet1_1",
+        r"Batch size: 2",
+        r"Number of CPUs: 2",
+        r"Iter #2: \d+\.\d img/sec per CPU",
+        r"Img/sec per CPU: \d+\.\d \+-\d+\.\d",
+        r"Total img/sec on 2 CPU\(s\): \d+\.\d \+-\d+\.\d",
+    ):
+        assert re.search(f"^{line}$", text, re.MULTILINE), text
+
+
+@pytest.mark.mpi
+def test_steps_of_every_algorithm_are_compared_with_local_ones(tmp_path, mpirun):
+    file = tmp_path / "out.jsonl"
+    model = ["--model", "squeezenet1_1", "--image-size", 64]
+    command = ["--compare", *model, "--algos", "dpsgd,adpsgd", *SHORT_STEPS, "--output", file]
+    mpirun(2, COMM / "step_overhead.py", *command)
+    for row, algo in zip(lines(file), ["dpsgd", "adpsgd"], strict=True):
+        assert row["algo"] == algo
+        assert min(row["seconds"], row["ratio"], row["ratio_to_alone"], row["background_cost"]) > 0
+        assert row["exposed"] >= 0
+
+
+def test_an_unknown_model_is_one_line():
+    done = run([sys.executable, str(COMM / "step_overhead.py"), "--model", "nonsense", "--algo", "local"], 60, 2)
+    assert "step_overhead.py: error: unknown model 'nonsense'" in done.stdout
+
+
+def test_the_loop_is_compared_with_a_bare_one(tmp_path):
+    file = tmp_path / "out.jsonl"
+    short = ["--steps", "5", "--batch-size", "100", "--turns", "3", "--output", str(file)]
+    run([sys.executable, str(COMM / "loop_overhead.py"), *short], 120, 0)
+    assert [row["loop"] for row in lines(file)] == ["bare PyTorch loop", "horovod_dpsgd's loop"]
+    assert all(row["seconds"] > 0 for row in lines(file))
+
+
+@pytest.mark.mpi
+def test_a_slow_learner_is_compared_with_full_speed(tmp_path, mpirun):
+    file = tmp_path / "out.jsonl"
+    short = ["--model", "squeezenet1_1", "--compute", 0.01, "--steps", 2, "--turns", 3]
+    mpirun(2, COMM / "slow_learner.py", *short, "--algos", "dpsgd,adpsgd", "--output", file)
+    for row, algo in zip(lines(file), ["dpsgd", "adpsgd"], strict=True):
+        assert (row["algo"], row["factor"]) == (algo, 4)
+        assert min(row["seconds"], row["seconds_slowed"], row["steps_per_second"]) > 0
+
+
+@pytest.mark.mpi
+def test_the_peer_is_optional(tmp_path, mpirun):
+    file = tmp_path / "out.jsonl"
+    short = ["--model", "squeezenet1_1", "--steps", 2, "--turns", 3, "--batch-size", 2]
+    mpirun(2, COMM / "decent_dp_peer.py", *short, "--output", file)
+    skipped = lines(file, "skipped")
+    assert skipped[0]["reason"] == "not installed: pip install decent-dp" if skipped else len(lines(file)) == 6
+
+
+# Between hosts
+
+two_hosts = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+
+
+@pytest.mark.mpi
+@two_hosts
+@pytest.mark.parametrize(
+    ("script", "options", "expected"),
+    [
+        ("progress.py", ["--size", "64KB", "--seconds", "0.1", "--turns", "2"], ["nothing", "progress engine"]),
+        (
+            "exchange.py",
+            ["--sizes", "1KB", "--turns", "3", "--no-horovod"],
+            [methods.Floor.name, methods.Gossip.name],
+        ),
+    ],
+)
+def test_measurements_between_two_hosts(tmp_path, script, options, expected):
+    file = tmp_path / "out.jsonl"
+    world = [sys.executable, "-m", "benchmarks.two_hosts", "--rate", "1gbit", "--timeout", "150"]
+    program = [sys.executable, str(COMM / script), *options, "--output", str(file)]
+    run([*world, *jobs.mpirun_on_two_hosts(), *program], 200, 0)
+    (about,) = lines(file, "run")
+    assert (about["nodes"], about["emulated_hosts"], about["threads"]) == (2, True, 1)
+    names = [row.get("progress", row.get("method")) for row in lines(file)]
+    assert names[:2] == expected
+
+
+@pytest.mark.mpi
+def test_progress_wants_two_nodes(mpirun):
+    assert "error: this is about 2 learners on 2 nodes" in mpirun(1, COMM / "progress.py", status=2).stdout
+
+
+# All of them
+
+
+def test_every_job_has_a_name_of_its_own_and_a_table():
+    everything = jobs.all_jobs()
+    assert len({job.name for job in everything}) == len(everything)
+    in_tables = {group for _, groups, _ in tables.FILES.values() for group in groups}
+    assert {job.group for job in everything} == in_tables
+    assert all(str(REPOSITORY) not in job.shown() for job in everything)
+
+
+@pytest.mark.mpi
+def test_run_measures_what_is_missing_and_writes_tables_and_plots(tmp_path):
+    command = [sys.executable, str(COMM / "run.py"), "--quick", "--runs", str(tmp_path), "--only", "exchange-n2"]
+    assert "benchmarks/comm/exchange.py" in run(command, 300, 0).stdout
+    results = tmp_path / "comm-quick" / "results"
+    text = (results / "exchange.md").read_text()
+    assert "| 1 MB" in text
+    assert "Machine: " in text
+    assert f"Code: {lines(tmp_path / 'comm-quick' / 'exchange-n2.jsonl', 'run')[0]['git']}" in text
+    assert str(REPOSITORY) not in text
+    for plot in ("exchange-time", "exchange-ratio"):
+        assert (results / f"{plot}.png").stat().st_size > 1000
+        assert (results / f"{plot}.svg").read_text().startswith("<?xml")
+    assert (results / "summary.md").read_text().count("not measured") == len(summary.GOALS)  # 44 MB was not
+    assert "exchange-n2: done before" in run(command, 60, 0).stdout
+
+
+def test_the_summary_says_by_how_much_a_goal_is_missed(tmp_path):
+    job = next(job for job in jobs.all_jobs() if job.name == "exchange-n2")
+    gossip = {"method": methods.Gossip.name, "bytes": summary.MODEL_BYTES, "seconds": 1.26, "ratio": 1.26}
+    shared = {"method": methods.SharedFloor.name, "bytes": summary.MODEL_BYTES, "seconds": 1.26, "ratio": 1.26}
+    about = {"machine": "-", "date": "-", "git": "-", "versions": {}}
+    text = summary.write([jobs.Measured(job, about, [gossip, shared])], tmp_path).read_text()
+    assert re.search(r"lerp in private memory +\| <= 1.05 \| 1.260 +\| no, by 20%", text)
+    assert re.search(r"the same / lerp in shared memory +\| <= 1.05 \| 1.000 +\| yes", text)
