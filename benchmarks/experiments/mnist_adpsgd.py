@@ -1,4 +1,4 @@
-"""AD-PSGD beside DPSGD on the paper's MNIST task (Section 2.2), with all learners alike and with one four times as slow.
+"""AD-PSGD beside DPSGD on the paper's MNIST task (Section 2.2), with all learners alike and with one slowed 4x.
 
 The paper has DPSGD alone here; the question is whether going on without waiting costs anything in what is learned.
 """
