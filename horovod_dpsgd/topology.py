@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+DRAWN_AT_ONCE = 64  # permutations
+
 
 class Topology(ABC):
     """Mixing matrices T_t for `size` learners, t = 0, 1, 2, ...; n = `size` below."""
@@ -77,16 +79,17 @@ class Topology(ABC):
         """1 - sqrt(consensus_contraction): 1 minus the second eigenvalue where T is one fixed matrix."""
         return 1.0 - float(np.sqrt(self.consensus_contraction()))
 
-    def permutation(self, step: int) -> np.ndarray:
-        """A uniformly random permutation of the learners, [n], for (seed, step)."""
-        return _permutation(self.size, self.seed, step)
+    def permutation(self, step: int) -> list[int]:
+        """A uniformly random permutation of the learners for (seed, step)."""
+        return _permutations(self.size, self.seed, step // DRAWN_AT_ONCE)[step % DRAWN_AT_ONCE]
 
 
-@functools.lru_cache(maxsize=8)  # a learner asks several times in a step
-def _permutation(size: int, seed: int, step: int) -> np.ndarray:
-    order = np.random.default_rng((seed, step)).permutation(size)
-    order.flags.writeable = False  # it is the cache's
-    return order
+@functools.lru_cache(maxsize=8)  # a new generator every step would cost more than the rest of a small exchange
+def _permutations(size: int, seed: int, block: int) -> list[list[int]]:
+    """Of the steps from DRAWN_AT_ONCE x `block` on."""
+    orders = np.tile(np.arange(size), (DRAWN_AT_ONCE, 1))
+    drawn: list[list[int]] = np.random.default_rng((seed, block)).permuted(orders, axis=1).tolist()
+    return drawn
 
 
 def second_eigenvalue(symmetric: np.ndarray) -> float:
@@ -104,9 +107,8 @@ class Matching(Topology):
 
     def row(self, step: int, rank: int) -> dict[int, float]:
         order = self.permutation(step)
-        place = int(np.flatnonzero(order == rank)[0])
-        other = place ^ 1
-        return {rank: 0.5, int(order[other]): 0.5} if other < self.size else {rank: 1.0}
+        other = order.index(rank) ^ 1
+        return {rank: 0.5, order[other]: 0.5} if other < self.size else {rank: 1.0}
 
 
 class Ring(Topology):
@@ -126,8 +128,8 @@ class RandomRing(Topology):
 
     def row(self, step: int, rank: int) -> dict[int, float]:
         order = self.permutation(step)
-        place = int(np.flatnonzero(order == rank)[0])
-        return _thirds(rank, int(order[place - 1]), int(order[(place + 1) % self.size]))
+        place = order.index(rank)
+        return _thirds(rank, order[place - 1], order[(place + 1) % self.size])
 
 
 def _thirds(rank: int, left: int, right: int) -> dict[int, float]:

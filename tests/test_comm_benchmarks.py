@@ -209,6 +209,7 @@ two_hosts = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
     ("script", "options", "expected"),
     [
         ("progress.py", ["--size", "64KB", "--seconds", "0.1", "--turns", "2"], ["nothing", "progress engine"]),
+        ("wire_bytes.py", ["--size", "1MB"], ["MPI_Get", "MPI_Put"]),
         (
             "exchange.py",
             ["--sizes", "1KB", "--turns", "3", "--no-horovod"],
@@ -223,8 +224,11 @@ def test_measurements_between_two_hosts(tmp_path, script, options, expected):
     run([*world, *jobs.mpirun_on_two_hosts(), *program], 200, 0)
     (about,) = lines(file, "run")
     assert (about["nodes"], about["emulated_hosts"], about["threads"]) == (2, True, 1)
-    names = [row.get("progress", row.get("method")) for row in lines(file)]
+    names = [next(row[key] for key in ("progress", "method", "operation") if key in row) for row in lines(file)]
     assert names[:2] == expected
+    for row in lines(file):  # of wire_bytes.py: what is data has crossed the network, and was counted
+        for counted, data in zip((row.get("sent"), row.get("received")), row.get("data", []), strict=False):
+            assert counted >= data, row
 
 
 @pytest.mark.mpi

@@ -22,7 +22,7 @@ sizes = pytest.mark.parametrize("n", SIZES)
 @pytest.fixture(autouse=True)
 def no_shared_draws():
     """What one object drew must not be what makes another agree with it."""
-    topology._permutation.cache_clear()
+    topology._permutations.cache_clear()
 
 
 @names
@@ -51,7 +51,7 @@ def test_partners_are_the_matrix_s_off_diagonal_entries_and_mutual(name, n):
 @names
 def test_two_learners_draw_the_same_matrices_on_their_own(name):
     one = [create(name, 7, seed=11).matrix(step) for step in STEPS]
-    topology._permutation.cache_clear()
+    topology._permutations.cache_clear()
     other = create(name, 7, seed=11)
     for step in reversed(STEPS):  # and in any order
         assert np.array_equal(one[step], other.matrix(step))
@@ -98,7 +98,7 @@ def test_random_ring_contraction_is_the_closed_form(n):
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 def test_expected_gram_matches_the_average_over_all_permutations(name, n, monkeypatch):
     topo = create(name, n)
-    orders = [np.array(order) for order in itertools.permutations(range(n))]
+    orders = [list(order) for order in itertools.permutations(range(n))]
     expected = topo.expected_gram()
     monkeypatch.setattr(topo, "permutation", lambda step: orders[step])
     average = np.mean([topo.matrix(i).T @ topo.matrix(i) for i in range(len(orders))], axis=0)
@@ -204,7 +204,7 @@ def test_hierarchical_is_a_mean_in_nodes_around_a_matching_of_learners(nodes):
 def test_hierarchical_expected_gram_matches_the_average_over_all_matchings(nodes, monkeypatch):
     topo = create("hierarchical", len(nodes), node_of=nodes)
     expected = topo.expected_gram()
-    orders = [np.array(order) for order in itertools.permutations(range(max(nodes) + 1))]
+    orders = [list(order) for order in itertools.permutations(range(max(nodes) + 1))]
     monkeypatch.setattr(topo.nodes, "permutation", lambda step: orders[step])
     average = np.mean([topo.matrix(i).T @ topo.matrix(i) for i in range(len(orders))], axis=0)
     np.testing.assert_allclose(expected, average, atol=1e-12)

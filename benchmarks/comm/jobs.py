@@ -153,7 +153,8 @@ def _two_hosts() -> list[Job]:
     training = [
         Job(f"step-two-hosts-{link}", "two-hosts", "step_overhead.py", 2, steps, quick_steps, link) for link in LINKS
     ]
-    return [*exchange, *training, *_osu("unlimited")]
+    wire = Job("wire-bytes", "two-hosts", "wire_bytes.py", 2, quick=("--size", "1MB"), link="unlimited")
+    return [*exchange, *training, wire, *_osu("unlimited")]
 
 
 def _peers() -> list[Job]:

@@ -197,7 +197,24 @@ def two_hosts(measured: Sequence[Measured]) -> str:
     for each in measured:
         if each.rows and each.job.script == "step_overhead.py":
             parts += [f"## A training step; {_place(each.job.link)}", _steps_table([each])]
+    for each in measured:
+        if each.rows and each.job.script == "wire_bytes.py":
+            parts += ["## What crosses the network", _wire_table(each.rows)]
     return "\n\n".join(parts)
+
+
+def _wire_table(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            row["operation"],
+            size_name(row["bytes"]),
+            f"{row['sent']:.2f} x",
+            f"{row['received']:.2f} x",
+            "{} x and {} x".format(*row["data"]),
+        ]
+        for row in rows
+    ]
+    return table.markdown(["operation", "size", "sent by learner 0", "received by it", "of which data"], lines)
 
 
 def peers(measured: Sequence[Measured]) -> str:
