@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import mpi_library
-from two_hosts.netns import run_on_host1, why_not
 
+from benchmarks.two_hosts.netns import run_on_host1, why_not
 from horovod_dpsgd.doctor import __main__ as command
 from horovod_dpsgd.doctor import judgement, probes
 from horovod_dpsgd.doctor.judgement import Facts
@@ -54,12 +54,12 @@ def test_library_string_is_understood(text: str, family: str, version: str) -> N
         (OPEN_MPI_5, 2, True, "ucx", False, "FAIL"),  # no component for node-shared memory
         (OPEN_MPI_5, 1, True, "^sm", False, "FAIL"),
         (OPEN_MPI_418, 1, True, None, False, "ok"),
-        (OPEN_MPI_418, 2, True, None, False, "FAIL"),
+        (OPEN_MPI_418, 2, True, None, False, "warn"),  # DPSGD works, AD-PSGD does not
         (OPEN_MPI_418, 2, True, None, True, "ok"),  # UCX over InfiniBand
         (OPEN_MPI_418, 2, True, "sm,ucx", False, "ok"),  # the user chose: the window itself will tell
         (OPEN_MPI_418, 2, False, None, False, "ok"),
         (OPEN_MPI_414, 1, True, None, False, "warn"),  # corrupts data
-        (OPEN_MPI_414, 2, True, None, False, "FAIL"),
+        (OPEN_MPI_414, 2, True, None, False, "warn"),
         (MPICH, 2, True, None, False, "ok"),
         (MPICH, 2, True, "ucx", False, "ok"),  # Open MPI's variable means nothing to it
         (MPICH_42, 1, True, None, False, "warn"),
@@ -199,7 +199,7 @@ def test_the_folder_behind_a_window() -> None:
     [(2.7, 0.015, "ok", "needed: yes"), (0.002, 0.002, "ok", "needed: no"), (2.7, 2.6, "warn", "does not help")],
 )
 def test_whether_the_progress_engine_is_needed(alone: float, driven: float, level: str, words: str) -> None:
-    get, engine = judgement.judge_get(0.01, alone, driven, 3.0)
+    get, engine = judgement.judge_message(0.01, alone, driven, 3.0)
     assert get.level == engine.level == level and words in engine.detail
     assert f"{1e3 * alone:.1f} ms without" in get.detail and f"{1e3 * driven:.1f} ms with it" in get.detail
 
@@ -274,10 +274,10 @@ def findings(stdout: str) -> dict[str, tuple[str, str]]:
     return {title.strip(): (level, detail) for level, title, detail in lines}
 
 
-def get_seconds(found: dict[str, tuple[str, str]]) -> tuple[float, float]:
-    """Of the Get whose target computes: without and with the progress engine."""
-    match = re.match(r"4 MB in ([\d.]+) ms without the progress engine, ([\d.]+) ms with it", found["Get"][1])
-    assert match, found["Get"]
+def message_seconds(found: dict[str, tuple[str, str]]) -> tuple[float, float]:
+    """Of the message whose sender computes: without and with the progress engine."""
+    match = re.match(r"4 MB in ([\d.]+) ms without the progress engine, ([\d.]+) ms with it", found["message"][1])
+    assert match, found["message"]
     return float(match[1]) / 1e3, float(match[2]) / 1e3
 
 
@@ -303,22 +303,18 @@ def test_one_host(mpirun, n: int) -> None:
     else:
         built = r"built with(out)? MPI, with(out)? Gloo, with(out)? NCCL"
         assert re.search(f"{built}|cannot be imported", found["Horovod"][1])
-    assert found["Get"][0] == "skip" and found["progress engine"][1].startswith("needed: no")
+    assert found["message"][0] == "skip" and found["progress engine"][1].startswith("needed: no")
     assert f"\n  mpirun -np {n} " in done.stdout and f"\n  horovodrun -np {n} -H localhost:{n} python" in done.stdout
     assert done.stdout.count("MPI library") == 1, "one learner speaks"
 
 
 @pytest.mark.mpi
-def test_a_get_between_nodes_needs_the_progress_engine(mpirun) -> None:
-    done = mpirun(2, *DOCTOR, "--pretend-nodes", status=None)
+def test_a_message_between_nodes_that_are_pretended(mpirun) -> None:
+    """On one host the library may copy it out of the sender's memory, so that it needs no progress there."""
+    done = mpirun(2, *DOCTOR, "--pretend-nodes")
     found = findings(done.stdout)
-    library = found["MPI library"]
-    if library[0] == "FAIL":
-        pytest.skip(library[1])
-    assert done.returncode == 0, done.stdout + done.stderr
-    without, driven = get_seconds(found)
-    assert without > 3 * driven
-    assert found["Get"][0] == "ok" and found["progress engine"][1].startswith("needed: yes")
+    message_seconds(found)
+    assert found["message"][0] == found["progress engine"][0] == "ok"
 
 
 @pytest.mark.mpi
@@ -392,7 +388,7 @@ def test_two_hosts_and_the_flags_given_for_them() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert found["learners"][1] == "4 on 2 hosts (host1:2,host2:2), 2 nodes"
         assert found["in-place reading"][0] == found["window"][0] == "ok"
-        without, driven = get_seconds(found)
+        without, driven = message_seconds(found)
         assert without > 3 * driven
         recommended = next(line for line in done.stdout.splitlines() if line.startswith("  mpirun "))
         run = [*recommended.removesuffix(" TRAIN.py").split(), *DOCTOR, "--seconds", "1"]

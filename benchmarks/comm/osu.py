@@ -69,29 +69,6 @@ class GossipInPlace(Reads):
         self._window.free()
 
 
-class GossipGet(Reads):
-    """The gossip window between nodes: MPI_Rget."""
-
-    window = "horovod_dpsgd.gossip.Window, learners of two nodes (MPI_Win_allocate_shared + MPI_Win_create)"
-    synchronization = "MPI_Rget, MPI_Wait"
-
-    def _make(self, us: Learners, nbytes: int) -> None:
-        self._window = _gossip_window(us, nbytes)
-        self._requests: list = []
-
-    def start(self, nbytes: int, place: int = 0) -> None:
-        out = self.landing[place * nbytes : (place + 1) * nbytes]
-        self._requests.append(self._window.get_area(TARGET, 0, out))
-
-    def finish(self) -> None:
-        for request in self._requests:
-            request.Wait()
-        self._requests.clear()
-
-    def free(self) -> None:
-        self._window.free()
-
-
 class PlainGet(Reads):
     """What an OSU user measures."""
 
@@ -140,9 +117,10 @@ def main(
     if us.size != 2:
         sys.exit(f"{Path(sys.argv[0]).name}: error: this measures between 2 learners, not {us.size}")
     least, most = (bytes_of(size) for size in given.message_size.split(":"))
-    gossip = GossipGet if us.nodes > 1 else GossipInPlace
     landing = torch.zeros(at_once * most, dtype=torch.uint8)
-    kinds: list[Reads] = [gossip(us, most, landing), PlainGet(us, most, landing)]
+    kinds: list[Reads] = [PlainGet(us, most, landing)]
+    if us.nodes == 1:
+        kinds.insert(0, GossipInPlace(us, most, landing))
     output = Output(given, f"osu_{test.replace(' ', '_').lower()}", us)
     measured = {}
     for nbytes in _powers_of_two(least, most):

@@ -9,6 +9,9 @@ Learner 0 reads 44 MB of learner 1, again and again, while learner 1 multiplies 
 calls MPI. Taking turns: nothing drives progress; the progress engine of this library does; then, since it cannot be
 stopped, Horovod's background thread. MPICH's own thread is on from the start or not at all, so it has a run of its own.
 
+A Get is what is driven here, since it needs the other side's progress alone; a message, by which this library exchanges
+weights between nodes, needs that of both.
+
 The processor time of whatever drives progress is that of learner 1's whole process while its main thread sleeps.
 """
 
@@ -20,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -29,10 +33,12 @@ import torch
 from benchmarks.comm import measure
 from benchmarks.comm.output import Output, bytes_of, duration, options
 from horovod_dpsgd import learners
-from horovod_dpsgd.gossip import Window
 from horovod_dpsgd.gossip.progress import Job, ProgressEngine, completion
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.waiting import wait_until
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 ORIGIN, TARGET = 0, 1
 MATRIX = 256  # rows: three of them fit in the second-level cache
@@ -45,8 +51,8 @@ class Driver:
 
     name = "nothing"
 
-    def __init__(self, us: Learners, window: Window, out: torch.Tensor) -> None:
-        self.us, self.window, self.out = us, window, out
+    def __init__(self, us: Learners, window: MPI.Win, out: torch.Tensor) -> None:
+        self.us, self.window, self.out = us, window, out.numpy()
 
     def start(self) -> None:
         return None
@@ -55,7 +61,7 @@ class Driver:
         return None
 
     def read(self) -> None:
-        self.us.wait(self.window.get_area(TARGET, 0, self.out), "a read")
+        self.us.wait(self.window.Rget(self.out, TARGET), "a read")
 
 
 class Engine(Driver):
@@ -72,7 +78,7 @@ class Engine(Driver):
         wait_until(pending.done, lambda: "waiting for a read", self.us.stall_timeout)
 
     def _job(self) -> Job:
-        yield from completion(self.window.get_area(TARGET, 0, self.out))
+        yield from completion(self.window.Rget(self.out, TARGET))
 
 
 class HorovodThread(Driver):
@@ -103,8 +109,11 @@ def main() -> None:
         sys.exit(2)
     measure.use_cores(us)
     nbytes = bytes_of(given.size)
-    window = Window(us, lambda _: [nbytes // 4], torch.float32)
-    window.areas[0].fill_(1.0)
+    from mpi4py import MPI
+
+    window = MPI.Win.Allocate(nbytes, 1, comm=us.world)
+    window.tomemory()[:] = bytes(nbytes)
+    window.Lock_all()
     bench = Bench(us, given.seconds, nbytes)
     out = torch.zeros(nbytes // 4)
     found: dict[str, list[dict[str, float]]] = {}
@@ -115,7 +124,8 @@ def main() -> None:
     _report(found, nbytes, output)
     output.close()
     us.barrier("the end")
-    window.free()
+    window.Unlock_all()
+    window.Free()
 
 
 def _groups(output: Output) -> list[list[type[Driver]]]:

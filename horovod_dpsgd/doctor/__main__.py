@@ -29,8 +29,8 @@ from horovod_dpsgd.doctor.probes import (
     HEAD_START,
     TIME_LIMIT,
     attempt,
-    check_get,
     check_horovod,
+    check_message,
     check_window,
     collect,
 )
@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     p = Parser("python -m horovod_dpsgd.doctor", description=__doc__, formatter_class=layout, allow_abbrev=False)
     words = f"one learner's weights; units are powers of 1024 (default: {DEFAULT_MODEL}, VGG11, which only warns)"
     p.add_argument("--model-size", type=bytes_of, metavar="SIZE", help=words)
-    p.add_argument("--seconds", type=float, default=3.0, help="that the target of a Get computes (default: 3)")
+    p.add_argument("--seconds", type=float, default=3.0, help="that the sender of a message computes (default: 3)")
     p.add_argument("--pretend-nodes", action="store_true", help=argparse.SUPPRESS)  # each learner a node of its own
     args = p.parse_args()
     if not 2 * HEAD_START <= args.seconds <= 60:
@@ -111,9 +111,9 @@ def try_out(us: Learners, args: argparse.Namespace, report: Report) -> None:
     report.add(*attempt(us, "window", lambda: check_window(us, model, given)))
     if us.nodes == 1:
         reason = "one node: partners are read in place"
-        report.add(Finding("skip", "Get", reason), Finding("ok", "progress engine", f"needed: no, {reason}"))
+        report.add(Finding("skip", "message", reason), Finding("ok", "progress engine", f"needed: no, {reason}"))
     elif "window" not in report.failed:
-        report.add(*attempt(us, "Get", lambda: check_get(us, args.seconds), TIME_LIMIT + 2 * args.seconds))
+        report.add(*attempt(us, "message", lambda: check_message(us, args.seconds), TIME_LIMIT + 2 * args.seconds))
 
 
 def main() -> int:
@@ -126,7 +126,7 @@ def main() -> int:
         return 1
     report = Report(us.rank == 0 and (us.size > 1 or environment_rank() == 0))
     examine(us, args, report)
-    if report.failed & {"window", "Get"} and us.rank == 0:
+    if report.failed & {"window", "message"} and us.rank == 0:
         abort("after a failed check MPI may not end in order")
     return 1 if report.failed else 0
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-GET_BYTES = 4 * 2**20  # what is read to see whether reads get on
+MESSAGE_BYTES = 4 * 2**20  # what is sent to see whether messages get on
 WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -115,7 +115,7 @@ def judge_library(library: str, nodes: int, multiple: bool, osc: str | None, rdm
     if family == "Open MPI" and numbers < (5,) and nodes > 1 and multiple and not rdma and not osc:
         # osc/pt2pt refuses threads, osc/rdma finds no transport: open-mpi/ompi#2614, #5242, #11466; seen with 4.1.8.
         words = f"{name} cannot make a window over TCP with MPI_THREAD_MULTIPLE (MPI_ERR_WIN, or an abort in btl/ofi)"
-        return Finding("FAIL", "MPI library", f"{words}: use Open MPI 5 or MPICH, or the flags below")
+        return Finding("warn", "MPI library", f"{words}: for --algo adpsgd use Open MPI 5 or MPICH, or the flags below")
     if family == "Open MPI" and numbers < (4, 1, 6):
         words = "has bugs that corrupt data in osc/rdma (see the NEWS of 4.1.5): use 4.1.6 or newer"
         return Finding("warn", "MPI library", f"{name} {words}")
@@ -147,19 +147,21 @@ def judge_memory(model: int, given: bool, local: int, folder: str, free: int) ->
     return Finding("FAIL" if given else "warn", "shared memory", f"{words}: {advice}")
 
 
-def judge_get(idle: float, alone: float, driven: float, seconds: float) -> list[Finding]:
-    """Seconds of a Get from a learner that waits in MPI; that computes; that computes while progress engines run."""
-    words = f"{human(GET_BYTES)} in {1e3 * alone:.1f} ms without the progress engine, {1e3 * driven:.1f} ms with it,"
-    words += f" while the target computes for {seconds:g} s; {1e3 * idle:.1f} ms from a target that waits in MPI"
-    waited = seconds / 2  # a Get that took so long has waited for its target to end computing
+def judge_message(idle: float, alone: float, driven: float, seconds: float) -> list[Finding]:
+    """Seconds of a message whose sender waits in MPI; computes; and computes while progress engines run."""
+    words = (
+        f"{human(MESSAGE_BYTES)} in {1e3 * alone:.1f} ms without the progress engine, {1e3 * driven:.1f} ms with it,"
+    )
+    words += f" while the sender computes for {seconds:g} s; {1e3 * idle:.1f} ms from a sender that waits in MPI"
+    waited = seconds / 2  # a message that took so long has waited for its sender to end computing
     if driven > waited:
         need = "does not help here: a step waits for its partner's whole forward and backward pass"
     elif alone > waited:
-        need = "needed: yes, a Get waits until its target enters MPI; it starts by itself"
+        need = "needed: yes, a message waits until its sender enters MPI; it starts by itself"
     else:
-        need = "needed: no, a Get ends while its target computes; on more than one node it starts all the same"
+        need = "needed: no, a message ends while its sender computes; on more than one node it starts all the same"
     level = "warn" if driven > waited else "ok"
-    return [Finding(level, "Get", words), Finding(level, "progress engine", need)]
+    return [Finding(level, "message", words), Finding(level, "progress engine", need)]
 
 
 def backing_folder(address: int, maps: str) -> str:

@@ -1,4 +1,4 @@
-"""What only trying tells: windows, reads in place, and reads whose target computes. All learners take part."""
+"""What only trying tells: windows, reads in place, and messages whose sender computes. All learners take part."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from horovod_dpsgd import __version__
 from horovod_dpsgd.doctor.judgement import (
-    GET_BYTES,
+    MESSAGE_BYTES,
     Facts,
     Finding,
     backing_folder,
-    judge_get,
     judge_memory,
+    judge_message,
     parse_library,
 )
-from horovod_dpsgd.gossip.progress import Job, ProgressEngine, completion
+from horovod_dpsgd.gossip.progress import ProgressEngine
 from horovod_dpsgd.gossip.window import Window
 from horovod_dpsgd.learners import Learners, abort
 from horovod_dpsgd.waiting import wait_until
 
-HEAD_START = 0.2  # seconds after which the target of a Get is surely computing
+HEAD_START = 0.2  # seconds after which the sender of a message is surely computing
 TIME_LIMIT = 60.0  # seconds for a check, beside what it computes on purpose
 MAPS = Path("/proc/self/maps")
 
@@ -71,8 +70,7 @@ def check_window(us: Learners, model: int, given: bool) -> list[Finding]:
     """Make a small window, read a node-local partner's slot in place, and see what lies behind the memory."""
     start = time.perf_counter()
     window = Window(us, lambda _: [1024], torch.float32)
-    kind = "node-shared memory" + ", exposed to all nodes" * (us.nodes > 1)
-    made = Finding("ok", "window", f"{kind}, in {1e3 * (time.perf_counter() - start):.1f} ms")
+    made = Finding("ok", "window", f"node-shared memory, in {1e3 * (time.perf_counter() - start):.1f} ms")
     window.areas[0].fill_(us.rank + 1)
     window.post(0, 1)
     neighbours = [rank for rank in range(us.size) if us.shares_memory_with(rank)]
@@ -101,45 +99,38 @@ def free_bytes(folder: str) -> int:
     return min(free, disk.f_bavail * disk.f_frsize)
 
 
-def check_get(us: Learners, seconds: float) -> list[Finding]:
-    """A Get from another node whose target computes, without and with the progress engine."""
-    window = Window(us, lambda _: [GET_BYTES // 4], torch.float32)
-    window.areas[0].fill_(us.rank + 1)
-    idle = time_get(us, window, None, 0.0)
-    alone = time_get(us, window, None, seconds)
+def check_message(us: Learners, seconds: float) -> list[Finding]:
+    """A message from another node whose sender computes, without and with the progress engine."""
+    idle = time_message(us, None, 0.0)
+    alone = time_message(us, None, seconds)
     engine = ProgressEngine(us)
-    driven = time_get(us, window, engine, seconds)
+    driven = time_message(us, engine, seconds)
     engine.close()
-    window.free()
-    return judge_get(idle, alone, driven, seconds)
+    return judge_message(idle, alone, driven, seconds)
 
 
-def time_get(us: Learners, window: Window, engine: ProgressEngine | None, seconds: float) -> float:
-    """Seconds in which learner 0 gets a slot of the first learner on another node, which computes meanwhile."""
-    target = us.node_of.index(1)
+def time_message(us: Learners, engine: ProgressEngine | None, seconds: float) -> float:
+    """Seconds in which learner 0 receives from the first learner on another node, which computes meanwhile."""
+    sender = us.node_of.index(1)
+    weights = torch.full((MESSAGE_BYTES // 4,), us.rank + 1.0)
     elapsed = 0.0
-    us.barrier("the doctor's Get")
-    if us.rank == target:
+    us.barrier("the doctor's message")
+    if us.rank == sender:
+        sent = engine.send(weights, 0, 0).done if engine else us.world.Isend(weights.numpy(), 0).Test
         compute(seconds)
+        wait_until(sent, lambda: "for learner 0 to receive", 0)
     elif us.rank == 0:
         time.sleep(HEAD_START)
-        out = torch.zeros_like(window.areas[0])
         start = time.perf_counter()
-        job = get(window, target, out)
-        if engine:
-            wait_until(engine.submit(job).done, lambda: f"for a Get from learner {target}", 0)
-        else:
-            for pause in job:
-                time.sleep(pause)
+        came = engine.receive(weights, sender, 0).done if engine else us.world.Irecv(weights.numpy(), sender).Test
+        wait_until(came, lambda: f"for a message from learner {sender}", 0)
         elapsed = time.perf_counter() - start
-        if not bool((out == target + 1).all()):
-            raise RuntimeError(f"a Get from learner {target} on {us.hosts[target]} brought other values than it wrote")
-    us.barrier("the doctor's Get")
+        if not bool((weights == sender + 1).all()):
+            raise RuntimeError(
+                f"a message from learner {sender} on {us.hosts[sender]} brought other values than it sent"
+            )
+    us.barrier("the doctor's message")
     return float(us.broadcast(elapsed))
-
-
-def get(window: Window, target: int, out: Tensor) -> Job:
-    yield from completion(window.get_area(target, 0, out))
 
 
 def compute(seconds: float) -> None:

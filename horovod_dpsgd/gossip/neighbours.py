@@ -1,21 +1,21 @@
-"""The exchange with the few partners a topology names, through the window: pairwise, without a barrier.
+"""The exchange with the few partners a topology names: pairwise, without a barrier.
 
 A learner waits for two things only, both in the past of others: that its partners of step t have published w(t), and
 that its partners of step t-1 have read w(t-1), before that slot is written over. Looking back in time, waits cannot
-form a circle.
+form a circle. Partners of this node are read in place, and the window's counters say when; with partners on other nodes
+messages are exchanged during forward and backward, and a message that has come or gone says it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from horovod_dpsgd.gossip.progress import IDLE, Job, Pending, ProgressEngine, completion
+from horovod_dpsgd.gossip.progress import Pending, ProgressEngine
 from horovod_dpsgd.gossip.slots import BlockUpdate, SlotExchange, mix_into
 from horovod_dpsgd.gossip.window import COUNTERS, Window
 from horovod_dpsgd.learners import Learners
@@ -50,7 +50,7 @@ class Counters:
 
 
 class NeighbourExchange(SlotExchange):
-    """Reads partners of this node in place, those of other nodes by Rget during forward and backward.
+    """The exchange with partners of this and of other nodes.
 
     staged: the model's weights are kept outside the window and copied into it when published; so it has to be for
     weights on a GPU. Otherwise the weights live in the window, and nothing is copied to be published.
@@ -74,9 +74,7 @@ class NeighbourExchange(SlotExchange):
         self.window = Window(
             learners, lambda _: [parameters.numel] * 2, torch.bfloat16 if compressed else parameters.dtype
         )
-        self._fetched: Pending | None = None
-        self._fetching = learners.rank  # the learner that is being asked, for stall messages
-        self._inbox: dict[int, Tensor] = {}  # a landing place for each partner on another node, made when first needed
+        self._inbox: dict[int, Tensor] = {}  # a landing place for each of them, made when first needed
         self._engine = ProgressEngine(learners) if learners.nodes > 1 else None
         slots = self.window.areas
         if self.staged:
@@ -86,6 +84,10 @@ class NeighbourExchange(SlotExchange):
     def restart(self, step: int) -> None:
         super().restart(step)
         self._readers: list[int] = []  # the learners that read w(step - 1) of this one
+        # Messages, by the learner on another node: with w(step) from it and to it, and with w(step - 1) to it
+        self._coming: dict[int, Pending] = {}
+        self._going: dict[int, Pending] = {}
+        self._gone: dict[int, Pending] = {}
         for counter in range(COUNTERS):  # forget what was published and consumed; nobody looks now
             self.window.post(counter, 0)
         self.window.post(CONSUMED, step)
@@ -96,7 +98,13 @@ class NeighbourExchange(SlotExchange):
         super().begin(step)
         self.row = self.topology.row(step, self.learners.rank)
         self.partners = [k for k in self.row if k != self.learners.rank]
-        self._fetched = self._engine.submit(self._fetch()) if self._engine else None
+        self._gone = self._going
+        self._coming, self._going = {}, {}
+        if self._engine:
+            for k in self._elsewhere(self.partners):
+                inbox = self._inbox.setdefault(k, torch.empty_like(self.window.areas[0]))
+                self._coming[k] = self._engine.receive(inbox, k, step)
+                self._going[k] = self._engine.send(self.window.areas[self.slot], k, step)
 
     def mix(self, update: BlockUpdate | None = None) -> None:
         super().mix(update)
@@ -127,8 +135,7 @@ class NeighbourExchange(SlotExchange):
         self._show(self.step)
 
     def settle(self) -> None:
-        if self._fetched:
-            wait_until(self._fetched.done, self._nothing_new, self.learners.stall_timeout)
+        self._wait_for_messages(self._coming, self._gone, self._going)
         self.learners.barrier("the end of the exchange")
 
     def bytes_sent(self, step: int) -> int:
@@ -162,45 +169,24 @@ class NeighbourExchange(SlotExchange):
             wait_until(partial(self._has_published, k), partial(self._late, k), timeout)
         for k in filter(self.learners.shares_memory_with, self._readers):
             wait_until(partial(self._has_read, k), partial(self._late, k), timeout)
-        if self._fetched:
-            wait_until(self._fetched.done, self._nothing_new, timeout)
+        self._wait_for_messages(self._coming, self._gone)
+
+    def _wait_for_messages(self, *messages: dict[int, Pending]) -> None:
+        for each in messages:
+            for k, pending in each.items():
+                wait_until(pending.done, partial(self._nothing_new, k), self.learners.stall_timeout)
 
     def _counters(self, k: int) -> Counters:
         return Counters.read(self.window.counters(k))
 
     def _has_published(self, k: int) -> bool:
-        return self._published(k, self._counters(k))
-
-    def _has_read(self, k: int) -> bool:
-        return self._counters(k).consumed >= self.step
-
-    def _published(self, k: int, counters: Counters) -> bool:
-        version, _ = counters.published[self.step % 2]
+        version, _ = self._counters(k).published[self.step % 2]
         if version > self.step:
             raise RuntimeError(f"learner {k} published step {version} over step {self.step} before it was read")
         return version == self.step
 
-    # The same for learners of other nodes, and their weights: in the progress engine, during forward and backward
-
-    def _fetch(self) -> Job:
-        for k in self._elsewhere(self.partners):
-            self._fetching = k
-            counters = yield from self._remote_counters(k)
-            while not self._published(k, counters):
-                yield IDLE
-                counters = yield from self._remote_counters(k)
-            inbox = self._inbox.setdefault(k, torch.empty_like(self.window.areas[0]))
-            _, slot = counters.published[self.step % 2]
-            yield from completion(self.window.get_area(k, slot, inbox))
-        for k in self._elsewhere(self._readers):
-            self._fetching = k
-            while (yield from self._remote_counters(k)).consumed < self.step:
-                yield IDLE
-
-    def _remote_counters(self, k: int) -> Generator[float, None, Counters]:
-        memory = np.zeros(COUNTERS, np.int64)
-        yield from completion(self.window.get_counters(k, memory))
-        return Counters.read(memory.tolist())
+    def _has_read(self, k: int) -> bool:
+        return self._counters(k).consumed >= self.step
 
     def _elsewhere(self, ranks: list[int]) -> list[int]:
         return [k for k in ranks if not self.learners.shares_memory_with(k)]
@@ -210,8 +196,7 @@ class NeighbourExchange(SlotExchange):
     def _late(self, k: int) -> str:
         return f"{self._here()}: learner {k} has published {self._counters(k).last_published}"
 
-    def _nothing_new(self) -> str:
-        k = self._fetching  # its counters cannot be asked for now: that is just what does not get through
+    def _nothing_new(self, k: int) -> str:
         return f"{self._here()}: nothing new from learner {k} on {self.learners.hosts[k]}"
 
     def _here(self) -> str:

@@ -3,42 +3,39 @@
 The weights are cut into as many segments as the node has learners, and each learner works on one of them for all:
 
     1. mean_A[s] = mean over the learners k of this node of w_k[s]     read in place, once everyone has published w(t)
-    2. mixed[s]  = (1-c) mean_A[s] + c mean_B[s]                       by Rget from partner node B, if there is one
+    2. mixed[s]  = (1-c) mean_A[s] + c mean_B[s]                       by messages with partner node B, if there is one
     3. w_s       = mixed, all segments                                 read in place
 
-So a learner reads two models' worth of memory however many share its node, and a node of another node only one. With
-more than one node 1 and 2 run in the progress engine, during forward and backward.
+So a learner reads two models' worth of memory however many share its node, and a node is sent only one. With more than
+one node 1 and 2 run in the progress engine, during forward and backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from horovod_dpsgd.gossip.progress import IDLE, Job, ProgressEngine, completion
+from horovod_dpsgd.gossip.progress import IDLE, Job, ProgressEngine
 from horovod_dpsgd.gossip.slots import SlotExchange, mix_into
-from horovod_dpsgd.gossip.window import COUNTERS, Window
+from horovod_dpsgd.gossip.window import Window
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import ALIGNMENT, FlatParameters
 from horovod_dpsgd.topology import Hierarchical
 from horovod_dpsgd.waiting import wait_until
 
-# Counters: for how many steps, from step 0 on, this learner has ...
-PUBLISHED, AVERAGED, MIXED, CONSUMED = range(4)  # w, its segment of the mean, of the mix; read what it reads by Rget
-MEAN, RESULT = 2, 4  # the areas behind the two slots: the means of even and of odd steps, and what is mixed
+PUBLISHED, MIXED = 0, 1  # the counters: for how many steps, from step 0 on, there are w, and this learner's segment
+MEAN = 2  # the area behind the two slots: this learner's segment of the mean, and of the mix
 
 
 class Piece(NamedTuple):
-    """The part of this learner's segment that a learner of another node holds the mean of there."""
+    """The part of this learner's segment that a learner of another node works on there."""
 
     rank: int
-    theirs: int  # where it begins in that learner's segment
-    start: int  # and where in this learner's
+    start: int  # in the segment
     stop: int
 
 
@@ -53,15 +50,14 @@ class NodeExchange(SlotExchange):
         self.window = Window(learners, lambda rank: _areas(learners, rank, parameters.numel), parameters.dtype)
         self._inbox = torch.zeros(self.stop - self.start, dtype=parameters.dtype)
         self._engine = ProgressEngine(learners) if learners.nodes > 1 else None
-        self._waits_for = "nobody"
+        self._waits_for = learners.rank  # for stall messages
         self._done: Callable[[], bool] = lambda: True  # what `begin` started
         super().__init__(learners, parameters, self.window.areas[:2])
 
     def restart(self, step: int) -> None:
         super().restart(step)
-        self._readers: dict[int, list[int]] = {}  # by step: who on another node reads this learner's mean
-        for counter, steps in ((PUBLISHED, step + 1), (AVERAGED, step), (MIXED, step), (CONSUMED, step)):
-            self.window.post(counter, steps)
+        self.window.post(MIXED, step)
+        self.window.post(PUBLISHED, step + 1)
         self.learners.barrier("the start of the exchange")
 
     def begin(self, step: int) -> None:
@@ -101,8 +97,7 @@ class NodeExchange(SlotExchange):
 
     def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[None]:
         segments = [
-            (*segment(self.learners, k, self.parameters.numel), self.window.area(k, self._result(self.step)))
-            for k in self._locals()
+            (*segment(self.learners, k, self.parameters.numel), self.window.area(k, MEAN)) for k in self._locals()
         ]
         begin = 0
         for block in blocks:
@@ -114,33 +109,33 @@ class NodeExchange(SlotExchange):
             begin = end
             yield
 
-    # Steps 1 and 2
+    # 1 and 2. Everyone who read the last step's mean here has published since.
 
     def _average(self, step: int, slot: int) -> Job:
-        yield from self._until(self._locals(), PUBLISHED, step + 1)
-        yield from self._until(self._readers.pop(step - 2, []), CONSUMED, step - 1)  # the mean is about to be replaced
+        for k in self._locals():
+            self._waits_for = k
+            while self.window.counters(k)[PUBLISHED] <= step:
+                yield IDLE
         own = slice(self.start, self.stop)
         terms = [self.window.area(k, slot)[own] for k in self._locals()]
-        mean = self.window.areas[MEAN + step % 2]
+        mean = self.window.areas[MEAN]
         mix_into(mean, terms, [1 / len(terms)] * len(terms))
-        self.window.post(AVERAGED, step + 1)
         other = self.topology.partner_node(step, self._node())
         if other is not None:
             yield from self._mix_with(other, step, mean)
-        elif self._result(step) == RESULT:
-            self.window.areas[RESULT].copy_(mean)
-        self.window.post(CONSUMED, step + 1)
         self.window.post(MIXED, step + 1)
 
     def _mix_with(self, node: int, step: int, mean: Tensor) -> Job:
+        assert self._engine, "all learners are on this node"
         pieces = self._pieces_on(node)
-        self._readers[step] = [piece.rank for piece in pieces]  # segments overlap both ways
-        for piece in pieces:
-            yield from self._until([piece.rank], AVERAGED, step + 1)
-            inbox = self._inbox[piece.start : piece.stop]
-            yield from completion(self.window.get_area(piece.rank, MEAN + step % 2, inbox, piece.theirs))
+        coming = [self._engine.receive(self._inbox[start:stop], rank, step) for rank, start, stop in pieces]
+        going = [self._engine.send(mean[start:stop], rank, step) for rank, start, stop in pieces]
+        for piece, *both in zip(pieces, coming, going, strict=True):
+            self._waits_for = piece.rank
+            while not all(pending.done() for pending in both):
+                yield IDLE
         share = self.topology.share_of(node, self._node())
-        mix_into(self.window.areas[RESULT], [mean, self._inbox], [1 - share, share])
+        mix_into(mean, [mean, self._inbox], [1 - share, share])
 
     def _pieces_on(self, node: int) -> list[Piece]:
         pieces = []
@@ -148,30 +143,12 @@ class NodeExchange(SlotExchange):
             start, stop = segment(self.learners, rank, self.parameters.numel)
             low, high = max(start, self.start), min(stop, self.stop)
             if low < high:
-                pieces.append(Piece(rank, low - start, low - self.start, high - self.start))
+                pieces.append(Piece(rank, low - self.start, high - self.start))
         return pieces
-
-    def _until(self, ranks: list[int], counter: int, steps: int) -> Job:
-        for rank in ranks:
-            self._waits_for = f"learner {rank} on {self.learners.hosts[rank]}"
-            while (yield from self._counters(rank))[counter] < steps:
-                yield IDLE
-
-    def _counters(self, rank: int) -> Generator[float, None, list[int]]:
-        if self.learners.shares_memory_with(rank):
-            return self.window.counters(rank)
-        memory = np.zeros(COUNTERS, np.int64)
-        yield from completion(self.window.get_counters(rank, memory))
-        return [int(value) for value in memory]
 
     def _finish_job(self) -> None:
         """Wait for steps 1 and 2 in the progress engine, or do them here."""
-        wait_until(
-            self._done, lambda: f"{self._here()}: nothing new from {self._waits_for}", self.learners.stall_timeout
-        )
-
-    def _result(self, step: int) -> int:
-        return RESULT if self.learners.nodes > 1 else MEAN + step % 2
+        wait_until(self._done, self._nothing_new, self.learners.stall_timeout)
 
     def _node(self) -> int:
         return self.learners.node_of[self.learners.rank]
@@ -181,6 +158,9 @@ class NodeExchange(SlotExchange):
 
     def _ranks(self, node: int) -> list[int]:
         return [rank for rank in range(self.learners.size) if self.learners.node_of[rank] == node]
+
+    def _nothing_new(self) -> str:
+        return f"{self._here()}: nothing new from learner {self._waits_for} on {self.learners.hosts[self._waits_for]}"
 
     def _here(self) -> str:
         return f"learner {self.learners.rank}, step {self.step}"
@@ -201,4 +181,4 @@ def segment(learners: Learners, rank: int, numel: int) -> tuple[int, int]:
 
 def _areas(learners: Learners, rank: int, numel: int) -> list[int]:
     start, stop = segment(learners, rank, numel)
-    return [numel, numel] + [stop - start] * (2 if learners.nodes == 1 else 3)
+    return [numel, numel, stop - start]

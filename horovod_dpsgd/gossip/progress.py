@@ -1,9 +1,12 @@
-"""The progress engine: a thread that reads from other nodes, and answers their reads, while this learner computes.
+"""The progress engine: a thread that exchanges messages with other nodes while this learner computes.
 
-"One-sided" is not asynchronous by itself: over TCP a Get completes when its target next enters the MPI library, which a
-learner does not do during forward and backward (pmodels/mpich#5565, open-mpi/ompi#9759). So where learners are on more
-than one node, and only there, this thread enters it for them. All reads from other nodes are made here, on one thread,
-as some transports demand (open-mpi/ompi#13347).
+No transfer gets on by itself over TCP, be it a message or a one-sided Get: it waits until both sides enter the MPI
+library, which a learner does not do during forward and backward (pmodels/mpich#5565, open-mpi/ompi#9759). So where
+learners are on more than one node, and only there, this thread enters it for them.
+
+Since both sides need it, and know from the topology whom they exchange with, weights travel as messages. A Get would
+ask first whether they are published, and Open MPI 5.0.11 moves three bytes over TCP for every byte of a Get (MPICH
+4.3.2 moves one); it also takes a window over all nodes, which Open MPI 4.1 cannot make there with threads.
 """
 
 from __future__ import annotations
@@ -14,6 +17,10 @@ from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from horovod_dpsgd.learners import Learners, abort
 
 if TYPE_CHECKING:
@@ -23,13 +30,15 @@ if TYPE_CHECKING:
 Job = Generator[float, None, None]
 
 IDLE = 0.5e-3  # seconds between two looks into MPI when nothing is under way: a few per cent of a core
+TAGS = 2**15  # message tags that every MPI library has
 MOVING = 20e-6  # the same while data comes in; a socket's buffer must not run full
 
 
-def completion(request: MPI.Request) -> Job:
-    """The job of driving an MPI operation to its end."""
-    while not request.Test():
-        yield MOVING
+def completion(*requests: MPI.Request) -> Job:
+    """The job of driving MPI operations to their end."""
+    for request in requests:
+        while not request.Test():
+            yield MOVING
 
 
 class Pending:
@@ -71,14 +80,29 @@ class ProgressEngine:
         self._thread = threading.Thread(target=self._run, name="horovod_dpsgd-progress", daemon=True)
         self._thread.start()
 
+    def send(self, weights: Tensor, rank: int, step: int) -> Pending:
+        """Start to send `weights` to another learner; they may be changed when it is done."""
+        return self.submit(self._send(weights, rank, step))
+
+    def receive(self, weights: Tensor, rank: int, step: int) -> Pending:
+        """Start to receive into the contiguous `weights` what another learner sends for `step`."""
+        return self.submit(self._receive(weights, rank, step))
+
+    def _send(self, weights: Tensor, rank: int, step: int) -> Job:
+        yield from completion(self._comm.Isend(_buffer(weights), rank, step % TAGS))
+
+    def _receive(self, weights: Tensor, rank: int, step: int) -> Job:
+        yield from completion(self._comm.Irecv(_buffer(weights), rank, step % TAGS))
+
     def submit(self, job: Job) -> Pending:
+        """Start a job; returns at once."""
         pending = Pending(job)
         self._new.append(pending)
         self._wake.set()
         return pending
 
     def close(self) -> None:
-        """Finish what was submitted, then end the thread. Collective."""
+        """Finish what was started, then end the thread. Collective."""
         self._closing = True
         self._thread.join()
         self._comm.Free()
@@ -91,7 +115,7 @@ class ProgressEngine:
                     under_way.append(self._new.popleft())
                 pauses = [_advance(pending) for pending in under_way]
                 under_way = [pending for pending, pause in zip(under_way, pauses, strict=True) if pause is not None]
-                self._comm.Iprobe()  # matches nothing; entering the library is what counts
+                self._comm.Iprobe()  # what it finds is not used: entering the library is what counts
                 self._pause(min([IDLE, *filter(None, pauses)]))
         except BaseException as error:  # the thread is lost, and other learners would wait for its answers
             abort(f"the progress engine failed: {type(error).__name__}: {error}")
@@ -102,6 +126,11 @@ class ProgressEngine:
             time.sleep(seconds)
         elif self._wake.wait(seconds):
             self._wake.clear()
+
+
+def _buffer(weights: Tensor) -> np.ndarray:
+    """The memory of `weights`, in a type that NumPy has: bfloat16 as int16."""
+    return (weights.view(torch.int16) if weights.dtype == torch.bfloat16 else weights).numpy()
 
 
 def _advance(pending: Pending) -> float | None:

@@ -1,12 +1,10 @@
-"""The memory that learners expose to each other by MPI's one-sided communication.
+"""The memory that the learners of a node expose to each other by MPI's one-sided communication.
 
 Every learner exposes a few int64 counters and some areas of weights; the exchanges say what is in them:
 
     [ counters | ... ] [ area 0 ] [ area 1 ] ...        a page of int64, then the weights' dtype
 
-The memory comes from `MPI.Win.Allocate_shared` on the learners of one node, who use each other's areas in place. Where
-there is more than one node, the same memory is exposed to everyone by `MPI.Win.Create` and read by `Rget`. (That pair
-works on Open MPI 5 and MPICH 4; `Create` over ordinary memory does not everywhere: open-mpi/ompi#8112.)
+The memory comes from `MPI.Win.Allocate_shared`, and is used in place: no call copies anything.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ LOCK = COUNTERS  # the int64 behind the counters
 
 
 class Window:
-    """Counters and areas of weights of every learner, readable by all. Creating and freeing it is collective.
+    """Counters and areas of weights of every learner of this node. Creating and freeing it is collective.
 
     sizes_of: the elements of each area of a learner, by rank; dtype: any floating one.
     `areas` are this learner's own, as tensors; they take no room until they are written.
@@ -40,8 +38,7 @@ class Window:
 
         self.learners = learners
         self.dtype = dtype
-        self._sizes_of = sizes_of
-        nbytes = self._offset(learners.rank, None)
+        nbytes = HEADER_BYTES + sum(sizes_of(learners.rank)) * dtype.itemsize
         info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # each learner's part on pages of its own (NUMA)
         try:
             self._shared = MPI.Win.Allocate_shared(nbytes, 1, info, learners.node)
@@ -60,15 +57,6 @@ class Window:
         self._own = self._local[learners.rank]
         self._own.counters[:] = 0
         self.areas = self._own.areas
-        self._byte = MPI.BYTE
-        self._remote: MPI.Win | None = None
-        if learners.nodes > 1:
-            self._remote = MPI.Win.Create(self._own.raw, 1, MPI.INFO_NULL, learners.world)
-            self._remote.Lock_all(MPI.MODE_NOCHECK)  # nobody ever locks exclusively
-
-    def _offset(self, rank: int, area: int | None) -> int:
-        """Where an area of a learner begins, in bytes; None: where its memory ends."""
-        return HEADER_BYTES + sum(self._sizes_of(rank)[:area]) * self.dtype.itemsize
 
     # Counters: only the learner itself sets its own, if not under a lock.
 
@@ -78,39 +66,23 @@ class Window:
         self._own.counters[index] = value
 
     def counters(self, rank: int) -> list[int]:
-        """The counters of a learner of this node; what they promise is visible afterwards."""
+        """The counters of a learner; what they promise is visible afterwards."""
         counters: list[int] = self._local[rank].counters[:COUNTERS].tolist()
         self._shared.Sync()
         return counters
 
     def count(self, rank: int, index: int) -> None:
-        """Add one to a counter of a learner of this node, whose lock this learner holds."""
+        """Add one to a counter of a learner, whose lock this learner holds."""
         self._local[rank].counters[index] += 1
 
-    def get_counters(self, rank: int, out: np.ndarray) -> MPI.Request:
-        """Start to copy any learner's counters into `out` (int64 [COUNTERS]); they are there on completion."""
-        # Every MPI library met so far copies eight aligned bytes whole. The standard's way, an atomic read by
-        # Fetch_and_op, takes several times as long over TCP (open-mpi/ompi#14437).
-        return self._get(rank, 0, out.view(np.uint8))
-
-    # Areas
-
     def area(self, rank: int, area: int) -> Tensor:
-        """An area of a learner of this node, in place."""
+        """An area of a learner, in place."""
         return self._local[rank].areas[area]
 
-    def get_area(self, rank: int, area: int, out: Tensor, start: int = 0) -> MPI.Request:
-        """Start to copy elements of any learner's area, from `start` on, into the contiguous `out`."""
-        return self._get(rank, self._offset(rank, area) + start * self.dtype.itemsize, out.view(torch.uint8).numpy())
-
-    def _get(self, rank: int, offset: int, out: np.ndarray) -> MPI.Request:
-        assert self._remote is not None, "all learners are on this node"
-        return self._remote.Rget(out, rank, (offset, out.nbytes, self._byte))
-
-    # A lock for each learner's areas, for the learners of its node
+    # A lock for each learner's areas
 
     def try_lock(self, rank: int) -> bool:
-        """Take the lock of a learner of this node, if nobody has it; returns at once."""
+        """Take the lock of a learner, if nobody has it; returns at once."""
         free, mine, found = np.zeros(1, np.int64), np.array([self.learners.rank + 1]), np.empty(1, np.int64)
         target = self.learners.local_rank_of(rank)
         self._shared.Compare_and_swap(mine, free, found, target, 8 * LOCK)
@@ -125,15 +97,12 @@ class Window:
         self._local[rank].counters[LOCK] = 0
 
     def holder(self, rank: int) -> int | None:
-        """Who has the lock of a learner of this node."""
+        """Who has the lock of a learner."""
         holder = int(self._local[rank].counters[LOCK])
         return holder - 1 if holder else None
 
     def free(self) -> None:
         """Give the memory back, once everyone is done with it. Tensors on it must not be used after this."""
-        if self._remote is not None:
-            self._remote.Unlock_all()
-            self._remote.Free()
         self._shared.Unlock_all()
         self._shared.Free()
 
@@ -142,8 +111,8 @@ class _Memory:
     """One learner's part of the window as seen from here."""
 
     def __init__(self, memory: MPI.buffer, sizes: Sequence[int], dtype: torch.dtype) -> None:
-        self.raw = np.frombuffer(cast(memoryview, memory), np.uint8)
-        self.counters = self.raw[:HEADER_BYTES].view(np.int64)
+        raw = np.frombuffer(cast(memoryview, memory), np.uint8)
+        self.counters = raw[:HEADER_BYTES].view(np.int64)
         nbytes = [size * dtype.itemsize for size in sizes]
-        weights = torch.from_numpy(self.raw[HEADER_BYTES:][: sum(nbytes)])  # MPI may give more, to the end of a page
+        weights = torch.from_numpy(raw[HEADER_BYTES:][: sum(nbytes)])  # MPI may give more, to the end of a page
         self.areas = [area.view(dtype) for area in weights.split(nbytes)]

@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 def start(node_of: list[int] | None = None, stall_timeout: float = 60.0) -> Learners:
-    """This job's learners; on request as if they were on those nodes, so that reads between them go through MPI."""
+    """This job's learners; on request as if they were on those nodes, so that messages go between them."""
     us = learners.start()
     node = us.node if node_of is None else us.world.Split(node_of[us.rank], us.rank)
     return learners.describe(us.world, node, stall_timeout)
