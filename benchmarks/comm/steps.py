@@ -51,8 +51,8 @@ class AlgorithmSteps:
     def __call__(self) -> None:
         self.algorithm.begin_step()
         self.algorithm.optimizer.zero_grad()
+        time.sleep(self.elsewhere)  # before the gradients, which SSGD sends as they come
         self.workload.loss(self.model).backward()
-        time.sleep(self.elsewhere)
         self.algorithm.end_step()
         self._exposed.append(self.algorithm.exposed_seconds)
 
