@@ -132,7 +132,7 @@ class NodeExchange(SlotExchange):
         going = [self._engine.send(mean[start:stop], rank, step) for rank, start, stop in pieces]
         for piece, *both in zip(pieces, coming, going, strict=True):
             self._waits_for = piece.rank
-            while not all(pending.done() for pending in both):
+            while not all(pending.ended for pending in both):
                 yield IDLE
         share = self.topology.share_of(node, self._node())
         mix_into(mean, [mean, self._inbox], [1 - share, share])

@@ -175,7 +175,7 @@ class PairAveraging:
 
     def _arrived(self) -> Tensor | None:
         """The difference d that an average with another node has brought, once."""
-        if self._pending is None or not self._pending.done():
+        if self._pending is None or not self._pending.ended:
             return None
         self._pending = None
         return self._inbox

@@ -31,7 +31,8 @@ Job = Generator[float, None, None]
 
 IDLE = 0.5e-3  # seconds between two looks into MPI when nothing is under way: a few per cent of a core
 TAGS = 2**15  # message tags that every MPI library has
-MOVING = 20e-6  # the same while data comes in; a socket's buffer must not run full
+MOVING = 200e-6  # the same while data comes in: a socket's buffer must not run full, but the learner needs its core
+AWAITED = 20e-6  # the same once the learner does nothing but wait for the data
 
 
 def completion(*requests: MPI.Request) -> Job:
@@ -42,10 +43,14 @@ def completion(*requests: MPI.Request) -> Job:
 
 
 class Pending:
-    """A job under way; wait until it is `done` before using what it brings."""
+    """A job under way; wait until it is `done` before using what it brings.
+
+    ended: whether it has; awaited: whether anybody has asked whether it is `done`.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.awaited = False
         self._error: BaseException | None = None
         self._finished = threading.Event()
 
@@ -53,11 +58,17 @@ class Pending:
         self._error = error
         self._finished.set()
 
-    def done(self) -> bool:
+    @property
+    def ended(self) -> bool:
         """Whether the job has ended. Raises what it raised."""
         if self._error is not None:
             raise self._error
         return self._finished.is_set()
+
+    def done(self) -> bool:
+        """The same, asked by who does nothing but wait for it."""
+        self.awaited = True
+        return self.ended
 
 
 class ProgressEngine:
@@ -116,7 +127,8 @@ class ProgressEngine:
                 pauses = [_advance(pending) for pending in under_way]
                 under_way = [pending for pending, pause in zip(under_way, pauses, strict=True) if pause is not None]
                 self._comm.Iprobe()  # what it finds is not used: entering the library is what counts
-                self._pause(min([IDLE, *filter(None, pauses)]))
+                longest = AWAITED if any(pending.awaited for pending in under_way) else IDLE
+                self._pause(min([longest, *filter(None, pauses)]))
         except BaseException as error:  # the thread is lost, and other learners would wait for its answers
             abort(f"the progress engine failed: {type(error).__name__}: {error}")
 
