@@ -23,9 +23,10 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
     applies the wrapped optimizer's update. `zero_grad`, `param_groups`, hooks and learning-rate schedulers are the
     wrapped optimizer's. All learners start from the weights of rank 0.
 
-    topology: "matching" (one random partner a step, the paper's), "ring", "random-ring", "complete", "exponential", or
-    a `Topology`; seed: of a random topology, equal on all learners; stall_timeout: seconds after which a learner that
-    waits for another ends the job (0: never). Every learner must call `step()` equally often.
+    topology: "matching" (one random partner a step, the paper's), "ring", "random-ring", "complete", "exponential",
+    "hierarchical" (means of nodes), or a `Topology`; seed: of a random topology, equal on all learners; stall_timeout:
+    seconds after which a learner that waits for another ends the job (0: never). Every learner must call `step()`
+    equally often.
 
     Weights differ between learners: evaluate inside `with optimizer.averaged():`, where the model holds their mean.
     Between steps others read them: change them by `load_state_dict` alone, and copy what you keep (see `DPSGD`).
@@ -50,7 +51,7 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         if held - {id(p) for p in model.parameters()} or trainable - held:
             raise ValueError("the optimizer must hold the trainable parameters of the model, all of them and no others")
         self.optimizer = optimizer
-        self.algorithm = DPSGD(optimizer, model, us, Settings(_topology(topology, us.size, seed), seed=seed))
+        self.algorithm = DPSGD(optimizer, model, us, Settings(_topology(topology, us, seed), seed=seed))
         self.algorithm.begin_step()
         self._frozen = [p for p in model.parameters() if not p.requires_grad]
         self._closed = False
@@ -127,5 +128,7 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         return self.optimizer.defaults
 
 
-def _topology(chosen: str | topology.Topology, size: int, seed: int) -> topology.Topology:
-    return chosen if isinstance(chosen, topology.Topology) else topology.create(chosen, size, seed)
+def _topology(chosen: str | topology.Topology, us: learners.Learners, seed: int) -> topology.Topology:
+    if isinstance(chosen, topology.Topology):
+        return chosen
+    return topology.create(chosen, us.size, seed, us.node_of)

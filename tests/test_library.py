@@ -22,9 +22,13 @@ def test_importing_starts_neither_mpi_nor_horovod():
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("nodes", ["0", "000", "012", "011"])
-def test_decentralized_optimizer_in_a_script_of_ones_own(mpirun, nodes):
-    assert "drop-in works" in mpirun(len(nodes), PROGRAMS / "drop_in.py", "--nodes", nodes).stdout
+@pytest.mark.parametrize(
+    ("nodes", "topology"),
+    [("0", "matching"), ("000", "matching"), ("012", "matching"), ("011", "matching"), ("0011", "hierarchical")],
+)
+def test_decentralized_optimizer_in_a_script_of_ones_own(mpirun, nodes, topology):
+    done = mpirun(len(nodes), PROGRAMS / "drop_in.py", "--nodes", nodes, "--topology", topology)
+    assert "drop-in works" in done.stdout
 
 
 @pytest.mark.mpi

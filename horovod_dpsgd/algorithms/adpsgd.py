@@ -57,7 +57,7 @@ class ADPSGD(Algorithm):
         self.clip_gradients()
         with self.update as update:
             self.pairs.mix(update)
-        self.exposed_seconds = self.pairs.waited_seconds
+        self.exposed_seconds = self.pairs.exposed_seconds
         self.step += 1
 
     def settle(self) -> None:
@@ -71,7 +71,7 @@ class ADPSGD(Algorithm):
             yield
 
     def bytes_sent(self, step: int) -> int:
-        """What a partner reads and writes of this learner, or is sent and sends: in every other step it begins."""
+        """One model: the weights of the one who begins the average, or the difference from the other."""
         return self.parameters.nbytes if self.topology.partners(step, self.learners.rank) else 0
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The gossip layer: exchange of weights between learners by one-sided communication."""
+"""The gossip layer: exchange of weights, in place among the learners of a node, by messages between nodes."""
 
 from horovod_dpsgd.gossip.all_reduce import AllReduceExchange
 from horovod_dpsgd.gossip.exchange import create

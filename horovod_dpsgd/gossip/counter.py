@@ -17,6 +17,7 @@ class SharedCounter:
     def __init__(self, learners: Learners, first: int = 0) -> None:
         from mpi4py import MPI
 
+        self._learners = learners
         self._window = MPI.Win.Allocate(8 if learners.rank == 0 else 0, 8, comm=learners.world)
         self._window.Lock_all()
         if learners.rank == 0:
@@ -27,8 +28,7 @@ class SharedCounter:
 
     def take(self) -> int:
         one, taken = np.ones(1, np.int64), np.empty(1, np.int64)
-        self._window.Fetch_and_op(one, taken, 0, op=self._add)
-        self._window.Flush(0)
+        self._learners.wait(self._window.Rget_accumulate(one, taken, 0, op=self._add), "taking from a counter")
         return int(taken[0])
 
     def free(self) -> None:

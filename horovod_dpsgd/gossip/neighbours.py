@@ -74,7 +74,8 @@ class NeighbourExchange(SlotExchange):
         self.window = Window(
             learners, lambda _: [parameters.numel] * 2, torch.bfloat16 if compressed else parameters.dtype
         )
-        self._inbox: dict[int, Tensor] = {}  # a landing place for each of them, made when first needed
+        self._inboxes: list[Tensor] = []  # landing places, for as many as ever came at once
+        self._inbox: dict[int, Tensor] = {}  # which of them is this step's of which learner
         self._engine = ProgressEngine(learners) if learners.nodes > 1 else None
         slots = self.window.areas
         if self.staged:
@@ -101,9 +102,12 @@ class NeighbourExchange(SlotExchange):
         self._gone = self._going
         self._coming, self._going = {}, {}
         if self._engine:
-            for k in self._elsewhere(self.partners):
-                inbox = self._inbox.setdefault(k, torch.empty_like(self.window.areas[0]))
-                self._coming[k] = self._engine.receive(inbox, k, step)
+            away = self._elsewhere(self.partners)
+            while len(self._inboxes) < len(away):
+                self._inboxes.append(torch.empty_like(self.window.areas[0]))
+            self._inbox = dict(zip(away, self._inboxes, strict=False))
+            for k in away:
+                self._coming[k] = self._engine.receive(self._inbox[k], k, step)
                 self._going[k] = self._engine.send(self.window.areas[self.slot], k, step)
 
     def mix(self, update: BlockUpdate | None = None) -> None:
@@ -139,7 +143,7 @@ class NeighbourExchange(SlotExchange):
         self.learners.barrier("the end of the exchange")
 
     def bytes_sent(self, step: int) -> int:
-        """Bytes that other learners read of this one at `step`."""
+        """Bytes that other learners read of this one, or are sent by it, at `step`."""
         return (
             len(self.topology.partners(step, self.learners.rank)) * self.parameters.numel * self.window.dtype.itemsize
         )
@@ -160,7 +164,7 @@ class NeighbourExchange(SlotExchange):
         _, slot = self._counters(k).published[self.step % 2]
         return self.window.area(k, slot).to(self.weights.device)
 
-    # Waiting for learners of this node, at the end of a step
+    # Waiting, at the end of a step
 
     def _wait_for_others(self) -> None:
         """Until the partners have published w(step), and w(step - 1), about to be written over, has been read."""

@@ -45,6 +45,10 @@ class NodeExchange(SlotExchange):
     def __init__(self, learners: Learners, parameters: FlatParameters, topology: Hierarchical) -> None:
         if parameters.device.type != "cpu":
             raise ValueError("weights are mixed by nodes on the CPU only")
+        if topology.node_of != learners.node_of:
+            raise ValueError(
+                f"the topology has the learners on nodes {topology.node_of}, but they are {learners.node_of}"
+            )
         self.topology = topology
         self.start, self.stop = segment(learners, learners.rank, parameters.numel)
         self.window = Window(learners, lambda rank: _areas(learners, rank, parameters.numel), parameters.dtype)
@@ -174,7 +178,7 @@ def _advance(job: Job) -> bool:
 def segment(learners: Learners, rank: int, numel: int) -> tuple[int, int]:
     """The part of `numel` elements that a learner works on for its node, as (start, stop)."""
     place, size = learners.local_rank_of(rank), learners.node_of.count(learners.node_of[rank])
-    unit = ALIGNMENT  # elements: no two learners write one cache line, whatever the dtype
+    unit = ALIGNMENT  # elements: copies out of segments are of whole cache lines, whatever the dtype
     units = -(-numel // unit)
     return min(numel, units * place // size * unit), min(numel, units * (place + 1) // size * unit)
 

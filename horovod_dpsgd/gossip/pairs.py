@@ -9,9 +9,11 @@ loses, so the mean of all weights (with what is on its way) stays.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ class PairAveraging:
     staleness: how many steps had how many averages change x_j between the copy w_j, which the gradient was taken at,
     and the update, the step's own included. (Under DPSGD it would be 1 for all.)
     skipped: averages not begun because an earlier one, with another node, was still under way.
-    waited_seconds: for locks, in the last step.
+    exposed_seconds: of the last step, for waiting for locks and for averaging.
     """
 
     def __init__(self, learners: Learners, parameters: FlatParameters) -> None:
@@ -45,7 +47,8 @@ class PairAveraging:
         self._host = self.weights if self.weights.device.type == "cpu" else torch.zeros_like(self.shared)
         self.staleness: Counter[int] = Counter()
         self.skipped = 0
-        self.waited_seconds = 0.0
+        self.exposed_seconds = 0.0
+        self._closed = False
         self._pending: Pending | None = None  # an average with another node
         self._serving = learners.nodes > 1
         self._engine = ProgressEngine(learners) if self._serving else None
@@ -84,19 +87,22 @@ class PairAveraging:
         partner = self._partner
         near = partner if partner is not None and self.learners.shares_memory_with(partner) else None
         difference = self._arrived()
-        self.waited_seconds = 0.0
-        with self._locked({self.learners.rank} | ({near} if near is not None else set())):
+        start = time.perf_counter()
+        with self._locked({self.learners.rank} | ({near} if near is not None else set())) as held:
+            self.exposed_seconds = time.perf_counter() - start
             if difference is not None:
                 self._count(self.learners.rank)
             if near is not None:
                 self._count(self.learners.rank, near)
             self.staleness[self.averages - self._seen] += 1
             self._seen = self.averages
-            self._mix(update, near, difference)
+            self._mix(update, near, difference, held)
         self.step += 1
 
     def settle(self) -> None:
         """Finish all that is under way between learners; then w_j = x_j everywhere. Collective."""
+        if self._closed:
+            return
         if self._pending is not None:
             wait_until(self._pending.done, self._unanswered, self.learners.stall_timeout)
             difference = self._arrived()
@@ -106,6 +112,8 @@ class PairAveraging:
                 self.shared.sub_(difference)
         self.learners.barrier("the settling of averages")
         self.weights.copy_(self.shared)
+        self._seen = self.averages
+        self.learners.barrier("the end of the settling")  # before anybody averages again
 
     @property
     def averages(self) -> int:
@@ -115,6 +123,7 @@ class PairAveraging:
     def close(self) -> None:
         """Leave; the model keeps its weights. Collective."""
         self.settle()
+        self._closed = True
         self._serving = False
         if self._engine:
             wait_until(self._service.done, lambda: "the service of averages does not end", self.learners.stall_timeout)
@@ -128,38 +137,44 @@ class PairAveraging:
         for rank in ranks:
             self.window.count(rank, AVERAGES)
 
-    def _mix(self, update: BlockUpdate, near: int | None, difference: Tensor | None) -> None:
+    def _mix(self, update: BlockUpdate, near: int | None, difference: Tensor | None, held: list[int]) -> None:
         sizes = update.sizes
         theirs = self.window.area(near, 0).split(sizes) if near is not None else None
         less = difference.split(sizes) if difference is not None else None
         blocks = zip(self.shared.split(sizes), self._host.split(sizes), self.weights.split(sizes), strict=True)
         for index, (shared, host, weights) in enumerate(blocks):
+            start = time.perf_counter()
             mine = shared if less is None else torch.sub(shared, less[index], out=host)
-            if theirs is not None:
+            if near is not None and theirs is not None:
                 torch.lerp(mine, theirs[index], 0.5, out=host)
                 theirs[index].copy_(host)
+                if index == len(sizes) - 1:
+                    self._unlock(near, held)  # the update is this learner's own affair
             elif mine is shared:
                 host.copy_(shared)
             if self._host is not self.weights:
                 weights.copy_(host)
+            self.exposed_seconds += time.perf_counter() - start
             update(index, weights)
             shared.copy_(weights)
 
-    # Locks: held for one pass over the weights, and taken in the order of the ranks
+    # Locks: taken in the order of the ranks, and held for a pass over the weights; one's own also for the update
 
     @contextmanager
-    def _locked(self, ranks: set[int]) -> Iterator[None]:
-        for rank in sorted(ranks):
-            self.waited_seconds += wait_until(
-                lambda rank=rank: self.window.try_lock(rank),  # type: ignore[misc]
-                lambda rank=rank: f"{self._here()}: learner {self.window.holder(rank)} has learner {rank}'s weights",  # type: ignore[misc]
-                self.learners.stall_timeout,
-            )
+    def _locked(self, ranks: set[int]) -> Iterator[list[int]]:
+        held: list[int] = []
         try:
-            yield
+            for rank in sorted(ranks):
+                wait_until(partial(self.window.try_lock, rank), partial(self._taken, rank), self.learners.stall_timeout)
+                held.append(rank)
+            yield held
         finally:
-            for rank in ranks:
-                self.window.unlock(rank)
+            for rank in list(held):
+                self._unlock(rank, held)
+
+    def _unlock(self, rank: int, held: list[int]) -> None:
+        held.remove(rank)
+        self.window.unlock(rank)
 
     # Between nodes, in the progress engine
 
@@ -174,7 +189,9 @@ class PairAveraging:
         yield from completion(answer)
 
     def _arrived(self) -> Tensor | None:
-        """The difference d that an average with another node has brought, once."""
+        """The difference d that an average with another node has brought, once. Raises what the service raised."""
+        if self._engine:
+            _ = self._service.ended
         if self._pending is None or not self._pending.ended:
             return None
         self._pending = None
@@ -203,6 +220,9 @@ class PairAveraging:
             yield MOVING
 
     # Words for those who wait
+
+    def _taken(self, rank: int) -> str:
+        return f"{self._here()}: learner {self.window.holder(rank)} has learner {rank}'s weights"
 
     def _unanswered(self) -> str:
         return f"{self._here()}: learner {self._asks} has not answered"

@@ -30,16 +30,15 @@ if TYPE_CHECKING:
 Job = Generator[float, None, None]
 
 IDLE = 0.5e-3  # seconds between two looks into MPI when nothing is under way: a few per cent of a core
-TAGS = 2**15  # message tags that every MPI library has
 MOVING = 200e-6  # the same while data comes in: a socket's buffer must not run full, but the learner needs its core
 AWAITED = 20e-6  # the same once the learner does nothing but wait for the data
+TAGS = 2**15  # message tags that every MPI library has
 
 
-def completion(*requests: MPI.Request) -> Job:
-    """The job of driving MPI operations to their end."""
-    for request in requests:
-        while not request.Test():
-            yield MOVING
+def completion(request: MPI.Request) -> Job:
+    """The job of driving an MPI operation to its end."""
+    while not request.Test():
+        yield MOVING
 
 
 class Pending:

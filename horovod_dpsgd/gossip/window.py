@@ -21,8 +21,8 @@ from horovod_dpsgd.learners import Learners
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-HEADER_BYTES = 4096  # the counters have a page of their own, and the areas begin on a page
-COUNTERS = 7
+HEADER_BYTES = 4096  # the counters have a page of their own
+COUNTERS = 3
 LOCK = COUNTERS  # the int64 behind the counters
 
 

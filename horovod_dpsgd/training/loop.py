@@ -84,11 +84,12 @@ class Trainer:
         while not self._ended():
             start = time.perf_counter()
             part, batch = next(batches, (Part(self.total_steps, 0), None))
-            while part.step >= self._next_meeting() and not self._ended():
-                self._meet()
+            if self.algorithm.asynchronous and self._meet_before(part.step):
                 start = time.perf_counter()
             if batch is not None and not self._ended():
                 self._train_step(part.step, batch, start)
+            if not self.algorithm.asynchronous:  # before the next batch is drawn, so that it is not drawn twice
+                self._meet_before(part.step + 1)
         self.divergence.end(self.step)
         result = self._result()
         self.log.result(result)
@@ -103,10 +104,19 @@ class Trainer:
         intervals = [every for every in (recipe.log_every, recipe.eval_every, recipe.checkpoint_every) if every]
         return min(self.total_steps, *(self.step - self.step % every + every for every in intervals))
 
+    def _meet_before(self, step: int) -> bool:
+        """Have the meetings that are due before `step`; whether there were any."""
+        before = self.step
+        while step >= self._next_meeting() and not self._ended():
+            self._meet()
+        return self.step > before
+
     def _meet(self) -> None:
-        """All parts of the steps before the next meeting have been taken, and every learner has done its own."""
+        """All parts of the steps before the next meeting have been taken, and this learner has done its own."""
         self.step = self._next_meeting()
-        self.algorithm.settle()
+        start = time.perf_counter()
+        self.algorithm.settle()  # and then all learners have
+        self._waited_seconds += time.perf_counter() - start
         at_end = self.step == self.total_steps
         if self._due(self.recipe.log_every) or at_end:
             self._log_interval()
@@ -174,7 +184,7 @@ class Trainer:
             time.sleep((factor - 1) * computed)
 
     def _log_interval(self) -> None:
-        """Log every step's mean loss since the last time. The only talk of all learners in training."""
+        """Log every step's mean loss since the last time."""
         if self._logged == self.step:
             return
         start = time.perf_counter()
@@ -205,7 +215,7 @@ class Trainer:
             self.log.histogram(self.step, "staleness", self._staleness())
 
     def _staleness(self) -> dict[int, int]:
-        """How many steps of all learners since the start had which staleness."""
+        """How many steps of all learners, since the run was started or resumed, had which staleness."""
         everyone: Counter[int] = sum(self.learners.gather(self.algorithm.staleness), Counter())
         return dict(sorted(everyone.items()))
 
@@ -274,10 +284,10 @@ class Trainer:
             "heldout_by_learner": {"error_percent": [each.error_percent for each in own]},
             "consensus_distance": consensus_distance(self.algorithm),
             "samples_per_second": sum(parts) * recipe.batch_size / us.size / busy if busy else None,
-            "step_seconds_median": float(np.mean(step_seconds)),
+            "step_seconds_median": mean(step_seconds),
             "step_seconds_by_learner": step_seconds,
-            "steps_by_learner": parts,
-            "exposed_communication_seconds_median": float(np.mean(exposed)),
+            "steps_by_learner": us.gather(self.algorithm.step),
+            "exposed_communication_seconds_median": mean(exposed),
             "staleness": None if self.algorithm.staleness is None else self._staleness(),
             "bytes_sent_per_step": us.mean_of(self.algorithm.bytes_sent(0)),
             "wall_seconds": seconds,
@@ -291,6 +301,12 @@ class Trainer:
 def median(values: list[float]) -> float:
     """NaN of no values."""
     return float(np.median(values)) if values else math.nan
+
+
+def mean(values: list[float]) -> float:
+    """Of those that are not NaN: of the learners that took a step."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return float(np.mean(numbers)) if numbers else math.nan
 
 
 @contextmanager

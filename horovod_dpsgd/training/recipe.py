@@ -108,6 +108,8 @@ class Recipe(BaseModel):
             raise ValueError("nesterov needs momentum")
         if self.optimizer != "sgd" and self.momentum:
             raise ValueError(f"momentum is for sgd; {self.optimizer} has betas")
+        if self.device == "cuda" and self.algo == "dpsgd" and self.topology == "hierarchical":
+            raise ValueError("topology hierarchical is for device cpu")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device cuda: PyTorch finds no GPU here")
         return self

@@ -58,6 +58,10 @@ for step in range(given.steps):
     added += update.number
     pairs.mix(update)
     assert (pairs.weights == pairs.weights[0]).all(), f"learner {us.rank}, step {step}: {pairs.weights.unique()}"
+    if step == given.steps // 2:
+        pairs.settle()
+        assert torch.equal(pairs.weights, pairs.shared), "nobody averages before all have settled"
+        us.barrier()
 pairs.settle()
 assert (pairs.shared == pairs.shared[0]).all(), f"learner {us.rank}: {pairs.shared.unique()}"
 assert torch.equal(pairs.weights, pairs.shared)

@@ -10,13 +10,16 @@ import torch
 import horovod_dpsgd as dpsgd
 from horovod_dpsgd import learners
 
-us = problems.start(problems.parser().parse_args().nodes)
+parser = problems.parser()
+parser.add_argument("--topology", default="matching")
+given = parser.parse_args()
+us = problems.start(given.nodes)
 if us.nodes > 1:  # as the library would find it on as many nodes
     learners.start = lambda: us
 net = problems.model()
 first, second = list(net.parameters())[:2], list(net.parameters())[2:]
 inner = torch.optim.SGD([{"params": first}, {"params": second, "lr": 0.05}], lr=0.1, momentum=0.9)
-optimizer = dpsgd.DecentralizedOptimizer(inner, net, topology="matching", seed=4)
+optimizer = dpsgd.DecentralizedOptimizer(inner, net, topology=given.topology, seed=4)
 scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
 
 
