@@ -1,16 +1,14 @@
-"""Between nodes: what drives a one-sided read while its target computes, and what does that cost the target?
+"""Between nodes: what drives a message while its sender computes, and what does that cost the sender?
 
     mpirun -np 2 -H host1:1,host2:1 python benchmarks/comm/progress.py
     python -m benchmarks.two_hosts --rate 1gbit \\
         mpirun -np 2 -H host1:1,host2:1 python benchmarks/comm/progress.py
     MPICH_ASYNC_PROGRESS=1 mpirun ... python benchmarks/comm/progress.py         # under MPICH: by its own thread
 
-Learner 0 reads 44 MB of learner 1, again and again, while learner 1 multiplies matrices with all its threads and never
-calls MPI. Taking turns: nothing drives progress; the progress engine of this library does; then, since it cannot be
-stopped, Horovod's background thread. MPICH's own thread is on from the start or not at all, so it has a run of its own.
-
-A Get is what is driven here, since it needs the other side's progress alone; a message, by which this library exchanges
-weights between nodes, needs that of both.
+Learner 0 receives 44 MB of learner 1, again and again, while learner 1, which has begun to send them all, multiplies
+matrices with all its threads and never calls MPI. Taking turns: nothing drives progress; the progress engine of this
+library does; then, since it cannot be stopped, Horovod's background thread. MPICH's own thread is on from the start or
+not at all, so it has a run of its own.
 
 The processor time of whatever drives progress is that of learner 1's whole process while its main thread sleeps.
 """
@@ -23,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -33,14 +30,13 @@ import torch
 from benchmarks.comm import measure
 from benchmarks.comm.output import Output, bytes_of, duration, options
 from horovod_dpsgd import learners
-from horovod_dpsgd.gossip.progress import Job, ProgressEngine, completion
+from horovod_dpsgd.gossip.progress import ProgressEngine
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.waiting import wait_until
 
-if TYPE_CHECKING:
-    from mpi4py import MPI
-
 ORIGIN, TARGET = 0, 1
+OFFERED = 48  # messages: more than come in a measurement
+Done = Callable[[], bool]
 MATRIX = 256  # rows: three of them fit in the second-level cache
 SLOW_DOWNS = ("slow_down_speed", "slow_down_speed_serving")
 HEADER = ("progress by", "read", "MB/s", "CPU idle", "CPU serving", "slow-down idle", "slow-down serving")
@@ -51,8 +47,8 @@ class Driver:
 
     name = "nothing"
 
-    def __init__(self, us: Learners, window: MPI.Win, out: torch.Tensor) -> None:
-        self.us, self.window, self.out = us, window, out.numpy()
+    def __init__(self, us: Learners, buffer: torch.Tensor) -> None:
+        self.us, self.buffer = us, buffer
 
     def start(self) -> None:
         return None
@@ -60,8 +56,16 @@ class Driver:
     def stop(self) -> None:
         return None
 
-    def read(self) -> None:
-        self.us.wait(self.window.Rget(self.out, TARGET), "a read")
+    def offer(self, message: int) -> Done:
+        """Start to send; the answer tells whether it has ended."""
+        return self.us.world.Isend(self.buffer.numpy(), ORIGIN, message).Test
+
+    def ask(self, message: int) -> Done:
+        """Start to receive."""
+        return self.us.world.Irecv(self.buffer.numpy(), TARGET, message).Test
+
+    def read(self, message: int) -> None:
+        wait_until(self.ask(message), lambda: "waiting for a message", self.us.stall_timeout)
 
 
 class Engine(Driver):
@@ -73,12 +77,11 @@ class Engine(Driver):
     def stop(self) -> None:
         self.engine.close()
 
-    def read(self) -> None:
-        pending = self.engine.submit(self._job())
-        wait_until(pending.done, lambda: "waiting for a read", self.us.stall_timeout)
+    def offer(self, message: int) -> Done:
+        return self.engine.send(self.buffer, ORIGIN, message).done
 
-    def _job(self) -> Job:
-        yield from completion(self.window.Rget(self.out, TARGET))
+    def ask(self, message: int) -> Done:
+        return self.engine.receive(self.buffer, TARGET, message).done
 
 
 class HorovodThread(Driver):
@@ -109,23 +112,15 @@ def main() -> None:
         sys.exit(2)
     measure.use_cores(us)
     nbytes = bytes_of(given.size)
-    from mpi4py import MPI
-
-    window = MPI.Win.Allocate(nbytes, 1, comm=us.world)
-    window.tomemory()[:] = bytes(nbytes)
-    window.Lock_all()
     bench = Bench(us, given.seconds, nbytes)
-    out = torch.zeros(nbytes // 4)
+    buffer = torch.zeros(nbytes // 4)
     found: dict[str, list[dict[str, float]]] = {}
     for drivers in _groups(output):
         for _ in range(given.turns):
             for driver in drivers:
-                found.setdefault(driver.name, []).append(bench.measure(driver(us, window, out)))
+                found.setdefault(driver.name, []).append(bench.measure(driver(us, buffer)))
     _report(found, nbytes, output)
     output.close()
-    us.barrier("the end")
-    window.Unlock_all()
-    window.Free()
 
 
 def _groups(output: Output) -> list[list[type[Driver]]]:
@@ -139,7 +134,7 @@ def _groups(output: Output) -> list[list[type[Driver]]]:
 
 
 class Bench:
-    """Four measurements of a driver, of `seconds` each: learner 1 sleeps or computes, learner 0 sleeps or reads."""
+    """Four measurements of a driver, of `seconds` each: learner 1 sleeps or computes, learner 0 sleeps or receives."""
 
     def __init__(self, us: Learners, seconds: float, nbytes: int) -> None:
         self.us, self.seconds, self.nbytes = us, seconds, nbytes
@@ -150,13 +145,13 @@ class Bench:
     def measure(self, driver: Driver) -> dict[str, float]:
         """What both learners found, on both. Collective."""
         driver.start()
-        sleep, compute, read = self._sleep, self._compute, lambda: self._read(driver)
+        sleep, compute = self._sleep, self._compute
         self._together(sleep, compute)  # warms up
         mine = {
             "idle": self._together(sleep, sleep),
-            "serving": self._together(read, sleep),
+            "serving": self._serving(driver, sleep),
             "speed": self._together(sleep, compute),
-            "speed_serving": self._together(read, compute),
+            "speed_serving": self._serving(driver, compute),
         }
         driver.stop()
         origin, target = self.us.gather(mine)
@@ -169,6 +164,18 @@ class Bench:
         self.stopwatch.start_together()
         value = (of_origin if self.us.rank == ORIGIN else of_target)()
         self.us.barrier("the end of a measurement")
+        return value
+
+    def _serving(self, driver: Driver, of_target: Callable[[], float]) -> float:
+        """Learner 0 receives, as many of the messages as come in the time; the others are received afterwards."""
+        received: list[float] = []
+        sent = [driver.offer(message) for message in range(OFFERED)] if self.us.rank == TARGET else []
+        value = self._together(lambda: self._read(driver, received), of_target)
+        for message in range(len(received), OFFERED if self.us.rank == ORIGIN else 0):
+            driver.read(message)
+        for done in sent:
+            wait_until(done, lambda: "waiting for the receiver", self.us.stall_timeout)
+        self.us.barrier("the end of the messages")
         return value
 
     def _sleep(self) -> float:
@@ -185,12 +192,12 @@ class Bench:
             products += 1
         return products / (time.perf_counter() - start)
 
-    def _read(self, driver: Driver) -> float:
-        """Seconds of a read: the median of those that fit, at least one."""
-        start, seconds = time.perf_counter(), []
-        while time.perf_counter() - start < self.seconds:
+    def _read(self, driver: Driver, seconds: list[float]) -> float:
+        """Seconds of a message: the median of those that fit, at least one; each goes into `seconds`."""
+        start = time.perf_counter()
+        while time.perf_counter() - start < self.seconds and len(seconds) < OFFERED:
             begun = time.perf_counter()
-            driver.read()
+            driver.read(len(seconds))
             seconds.append(time.perf_counter() - begun)
         return float(np.median(seconds))
 

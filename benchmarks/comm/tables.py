@@ -315,7 +315,7 @@ FILES: dict[str, tuple[str, tuple[str, ...], Callable[[Sequence[Measured]], str]
     "fused": ("Mixing and update in one pass over the cache", ("fused",), fused),
     "osu": ("MPI_Get, as the OSU benchmarks measure it", ("osu",), osu),
     "step-overhead": ("A training step", ("step-overhead", "loop", "slow-learner"), step_overhead),
-    "progress": ("What drives one-sided communication between nodes", ("progress",), progress),
+    "progress": ("What drives messages between nodes", ("progress",), progress),
     "two-hosts": ("Between two hosts", ("two-hosts",), two_hosts),
     "peers": ("Beside decent-dp", ("peers",), peers),
 }

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 # A job yields, whenever it has to wait, for how many seconds nothing need be looked at.
 Job = Generator[float, None, None]
 
-IDLE = 0.5e-3  # seconds between two looks into MPI when nothing is under way: a few per cent of a core
+QUIET = 10e-3  # seconds between two looks into MPI when no job is under way: what was sent may still be in a buffer
+IDLE = 0.5e-3  # the same while a job waits for something that others do
 MOVING = 200e-6  # the same while data comes in: a socket's buffer must not run full, but the learner needs its core
 AWAITED = 20e-6  # the same once the learner does nothing but wait for the data
 TAGS = 2**15  # message tags that every MPI library has
@@ -114,6 +115,7 @@ class ProgressEngine:
     def close(self) -> None:
         """Finish what was started, then end the thread. Collective."""
         self._closing = True
+        self._wake.set()
         self._thread.join()
         self._comm.Free()
 
@@ -126,14 +128,14 @@ class ProgressEngine:
                 pauses = [_advance(pending) for pending in under_way]
                 under_way = [pending for pending, pause in zip(under_way, pauses, strict=True) if pause is not None]
                 self._comm.Iprobe()  # what it finds is not used: entering the library is what counts
-                longest = AWAITED if any(pending.awaited for pending in under_way) else IDLE
+                longest = AWAITED if any(pending.awaited for pending in under_way) else QUIET
                 self._pause(min([longest, *filter(None, pauses)]))
         except BaseException as error:  # the thread is lost, and other learners would wait for its answers
             abort(f"the progress engine failed: {type(error).__name__}: {error}")
 
     def _pause(self, seconds: float) -> None:
         # No timed `get` of a SimpleQueue: with short times it may wait without end (seen in Python 3.11).
-        if seconds < IDLE:
+        if seconds < QUIET:
             time.sleep(seconds)
         elif self._wake.wait(seconds):
             self._wake.clear()
