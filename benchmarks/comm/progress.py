@@ -39,7 +39,7 @@ OFFERED = 48  # messages: more than come in a measurement
 Done = Callable[[], bool]
 MATRIX = 256  # rows: three of them fit in the second-level cache
 SLOW_DOWNS = ("slow_down_speed", "slow_down_speed_serving")
-HEADER = ("progress by", "read", "MB/s", "CPU idle", "CPU serving", "slow-down idle", "slow-down serving")
+HEADER = ("progress by", "message", "MB/s", "CPU idle", "CPU serving", "slow-down idle", "slow-down serving")
 
 
 class Driver:

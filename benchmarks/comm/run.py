@@ -3,10 +3,10 @@
     python benchmarks/comm/run.py                      # what has not been measured yet
     python benchmarks/comm/run.py --list
     python benchmarks/comm/run.py --only exchange-n2 fused --again
-    python benchmarks/comm/run.py --quick              # tiny sizes: does everything work? (results stay in runs/)
+    python benchmarks/comm/run.py --quick              # tiny sizes: does everything work?
     python benchmarks/comm/run.py --report             # only make the tables again
 
-Measure on a machine with nothing else to do. JSON lines go to runs/comm, tables and plots to results/comm. A
+Measure on a machine with nothing else to do. JSON lines go to runs/comm, tables and plots to runs/comm/results. A
 measurement that fails or cannot be made here is a line below its table, with the reason.
 """
 
@@ -33,11 +33,14 @@ def main() -> None:
     given = _options().parse_args()
     jobs = all_jobs()
     chosen = [job for job in jobs if not given.only or any(fnmatch.fnmatch(job.name, word) for word in given.only)]
+    if not chosen:
+        print(f"run.py: error: no measurement is called {' or '.join(given.only)} (--list names them)", file=sys.stderr)
+        sys.exit(2)
     if given.list:
-        print("\n".join(f"{job.name:26} {job.shown(given.quick)}" for job in chosen))
+        print("\n".join(f"{job.name:32} {job.shown(given.quick)}" for job in chosen))
         return
     folder = given.runs / ("comm-quick" if given.quick else "comm")
-    results = given.results or (folder / "results" if given.quick else REPOSITORY / "results" / "comm")
+    results = given.results or folder / "results"
     folder.mkdir(parents=True, exist_ok=True)
     if given.install_peers:
         _install_peers(folder)
@@ -78,7 +81,7 @@ def _impossible(job: Job) -> str | None:
     if job.link and (reason := why_not()):
         return reason
     if dict(job.env).get("MPICH_ASYNC_PROGRESS") and not is_mpich():
-        return "the MPI here is Open MPI, which has no progress thread for one-sided communication (run under MPICH)"
+        return "the MPI here is Open MPI, which has no progress thread of its own (run under MPICH)"
     return None
 
 
@@ -108,7 +111,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print the names and commands, and stop")
     parser.add_argument("--install-peers", action="store_true", help="first get decent-dp from PyPI, into --runs")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where tables go (default: results/comm)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where tables go (default: DIR/comm/results)")
     return parser
 
 

@@ -295,10 +295,10 @@ STEP_NOTE = (
     "hide. SGD with momentum, everywhere by torch's fused kernel."
 )
 PROGRESS_NOTE = (
-    "Learner 0 reads 44 MB of learner 1 again and again; learner 1, which has a core of its own, multiplies matrices "
+    "Learner 0 receives 44 MB of learner 1 again and again; learner 1, which has a core of its own, multiplies matrices "
     "and never calls MPI, or sleeps. `core used`: processor time of learner 1's process while its main thread sleeps. "
-    "`slow-down`: of its matrix products, against nothing driving progress. Where nothing does, a read ends when the "
-    "target next enters MPI, here after a second. Medians."
+    "`slow-down`: of its matrix products, against nothing driving progress. Where nothing does, a message arrives "
+    "when the sender next enters MPI, here after a second. Medians."
 )
 TWO_HOSTS_NOTE = (
     "Two learners, one on each of two hosts emulated by network namespaces on this machine; each has its share of the "

@@ -50,7 +50,7 @@ def report(runs: Sequence[Run], folder: Path) -> str:
             ]
         )
     header = ["algorithm", "runs", "diverged", "held-out error %", "consensus distance"]
-    return table.markdown([*header, "staleness 0 / 1 / 2 / more, % of steps", "steps of learner 0 / all steps"], rows)
+    return table.markdown([*header, "staleness 0 / 1 / 2 / more, % of steps", "steps of learner 0 / mean of all"], rows)
 
 
 def _staleness(results: Sequence[dict]) -> str:
