@@ -295,7 +295,7 @@ STEP_NOTE = (
     "hide. SGD with momentum, everywhere by torch's fused kernel."
 )
 PROGRESS_NOTE = (
-    "Learner 0 receives 44 MB of learner 1 again and again; learner 1, which has a core of its own, multiplies matrices "
+    "Learner 0 receives 44 MB of learner 1 again and again; learner 1, with a core of its own, multiplies matrices "
     "and never calls MPI, or sleeps. `core used`: processor time of learner 1's process while its main thread sleeps. "
     "`slow-down`: of its matrix products, against nothing driving progress. Where nothing does, a message arrives "
     "when the sender next enters MPI, here after a second. Medians."
