@@ -70,7 +70,7 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["cpu", "cuda"] = "cpu"
     amp: bool = False  # bfloat16 autocast
-    slow_learner: str | None = Field(None, pattern=r"^\d+:\d+(\.\d+)?$")  # RANK:FACTOR
+    slow_learner: str | None = Field(None, pattern=r"^\d+:[1-9]\d*(\.\d+)?$")  # RANK:FACTOR
     stall_timeout: float = Field(300.0, ge=0)  # seconds; 0: wait for ever
 
     # What is written, in steps; 0: never (evaluation always comes at the end)
@@ -254,4 +254,6 @@ def _one_line(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"unknown key {place!r}"
+    if problem["type"] == "string_pattern_mismatch":  # the one pattern there is
+        return f"{place}: RANK:FACTOR is expected, with a factor of at least 1, such as 1:4"
     return f"{place}: {message}" if place else message
