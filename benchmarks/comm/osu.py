@@ -113,7 +113,7 @@ def main(
     iterations: for small and for large messages; at_once: reads that are under way together.
     """
     given = _options(description, iterations).parse_args()
-    us = _learners(given.apart)
+    us = learners.start()
     if us.size != 2:
         sys.exit(f"{Path(sys.argv[0]).name}: error: this measures between 2 learners, not {us.size}")
     least, most = (bytes_of(size) for size in given.message_size.split(":"))
@@ -163,17 +163,8 @@ def _options(description: str | None, iterations: tuple[int, int]) -> argparse.A
         "-i", "--iterations", type=int, help=f"default: {iterations[0]}, above {LARGE} bytes {iterations[1]}"
     )
     parser.add_argument("-x", "--warmup", type=int, default=10, help="not timed (default: %(default)s)")
-    parser.add_argument("--apart", action="store_true", help="read by MPI on one node too, as between nodes")
     return parser
 
-
-def _learners(apart: bool) -> Learners:
-    us = learners.start()
-    if not apart:
-        return us
-    from mpi4py import MPI
-
-    return learners.describe(us.world, MPI.COMM_SELF.Dup())
 
 
 def _header(test: str, kind: Reads, column: str) -> str:
