@@ -46,7 +46,7 @@ def test_a_learner_that_stops_on_another_host_is_named():
     program = [str(PROGRAMS / "failing_learner.py"), "stop", "5", "matching"]
     done = run_on_host1(["mpirun", "-np", "2", *hosts_of_one(), sys.executable, *program], timeout=120)
     assert done.returncode != 0
-    assert re.search(r"learner 0, step 6: nothing new from learner 1 on host2; gave up after 5 s", done.stderr), (
+    assert re.search(r"learner 0, step 5: nothing new from learner 1 on host2; gave up after 5 s", done.stderr), (
         done.stderr
     )
 
