@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from horovod_dpsgd.gossip.progress import ProgressEngine, completion
+from horovod_dpsgd.gossip.progress import completion
 from horovod_dpsgd.gossip.slots import SlotExchange, mix_into
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters
@@ -19,7 +19,6 @@ class AllReduceExchange(SlotExchange):
 
     def __init__(self, learners: Learners, parameters: FlatParameters) -> None:
         self._done: Callable[[], bool] = lambda: True
-        self._engine = ProgressEngine(learners) if learners.nodes > 1 else None
         slots = [torch.zeros(parameters.numel, dtype=parameters.dtype, device=parameters.device) for _ in range(2)]
         super().__init__(learners, parameters, slots)
 
@@ -45,9 +44,5 @@ class AllReduceExchange(SlotExchange):
         """Those of a ring all-reduce of the weights."""
         return self.learners.ring_all_reduce_bytes(self.parameters.nbytes)
 
-    def _free(self) -> None:
-        if self._engine:
-            self._engine.close()
-
     def _describe(self) -> str:
-        return f"learner {self.learners.rank}, step {self.step}: not everyone has joined the all-reduce of the weights"
+        return f"{self._here()}: not everyone has joined the all-reduce of the weights"

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from horovod_dpsgd.gossip.progress import Pending, ProgressEngine
+from horovod_dpsgd.gossip.progress import Pending
 from horovod_dpsgd.gossip.slots import BlockUpdate, SlotExchange, mix_into
 from horovod_dpsgd.gossip.window import COUNTERS, Window
 from horovod_dpsgd.learners import Learners
@@ -76,7 +76,6 @@ class NeighbourExchange(SlotExchange):
         )
         self._inboxes: list[Tensor] = []  # landing places, for as many as ever came at once
         self._inbox: dict[int, Tensor] = {}  # which of them is this step's of which learner
-        self._engine = ProgressEngine(learners) if learners.nodes > 1 else None
         slots = self.window.areas
         if self.staged:
             slots = [slot.to(parameters.device, parameters.dtype, copy=True) for slot in slots]
@@ -149,8 +148,6 @@ class NeighbourExchange(SlotExchange):
         )
 
     def _free(self) -> None:
-        if self._engine:
-            self._engine.close()
         self.window.free()
 
     def _show(self, version: int) -> None:
@@ -202,6 +199,3 @@ class NeighbourExchange(SlotExchange):
 
     def _nothing_new(self, k: int) -> str:
         return f"{self._here()}: nothing new from learner {k} on {self.learners.hosts[k]}"
-
-    def _here(self) -> str:
-        return f"learner {self.learners.rank}, step {self.step}"

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from horovod_dpsgd.gossip.progress import IDLE, Job, ProgressEngine
+from horovod_dpsgd.gossip.progress import IDLE, Job
 from horovod_dpsgd.gossip.slots import SlotExchange, mix_into
 from horovod_dpsgd.gossip.window import Window
 from horovod_dpsgd.learners import Learners
@@ -50,10 +50,15 @@ class NodeExchange(SlotExchange):
                 f"the topology has the learners on nodes {topology.node_of}, but they are {learners.node_of}"
             )
         self.topology = topology
-        self.start, self.stop = segment(learners, learners.rank, parameters.numel)
+        self._node = learners.node_of[learners.rank]
+        self._ranks: dict[int, list[int]] = {}  # the learners of each node, in order
+        for rank, node in enumerate(learners.node_of):
+            self._ranks.setdefault(node, []).append(rank)
+        self._locals = self._ranks[self._node]
+        self._segments = [segment(learners, rank, parameters.numel) for rank in range(learners.size)]
+        self.start, self.stop = self._segments[learners.rank]
         self.window = Window(learners, lambda rank: _areas(learners, rank, parameters.numel), parameters.dtype)
         self._inbox = torch.zeros(self.stop - self.start, dtype=parameters.dtype)
-        self._engine = ProgressEngine(learners) if learners.nodes > 1 else None
         self._waits_for = learners.rank  # for stall messages
         self._done: Callable[[], bool] = lambda: True  # what `begin` started
         super().__init__(learners, parameters, self.window.areas[:2])
@@ -80,29 +85,19 @@ class NodeExchange(SlotExchange):
     def bytes_sent(self, step: int) -> int:
         """Bytes of the weights, the mean and the mix that other learners read here."""
         own, others = self.stop - self.start, self.learners.local_size - 1
-        elsewhere = self.topology.partner_node(step, self._node()) is not None
+        elsewhere = self.topology.partner_node(step, self._node) is not None
         return (self.parameters.numel - own + (others + elsewhere) * own) * self.parameters.dtype.itemsize
 
     def _free(self) -> None:
-        if self._engine:
-            self._engine.close()
         self.window.free()
 
     def _wait_for_others(self) -> None:
         self._finish_job()
-        for k in self._locals():
-            wait_until(
-                lambda k=k: self.window.counters(k)[MIXED] > self.step,  # type: ignore[misc]
-                lambda k=k: (
-                    f"{self._here()}: learner {k} has mixed no more than {self.window.counters(k)[MIXED]} steps"
-                ),  # type: ignore[misc]
-                self.learners.stall_timeout,
-            )
+        for k in self._locals:
+            wait_until(partial(self._has_mixed, k), partial(self._late, k), self.learners.stall_timeout)
 
     def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[None]:
-        segments = [
-            (*segment(self.learners, k, self.parameters.numel), self.window.area(k, MEAN)) for k in self._locals()
-        ]
+        segments = [(*self._segments[k], self.window.area(k, MEAN)) for k in self._locals]
         begin = 0
         for block in blocks:
             end = begin + block.numel()
@@ -116,15 +111,15 @@ class NodeExchange(SlotExchange):
     # 1 and 2. Everyone who read the last step's mean here has published since.
 
     def _average(self, step: int, slot: int) -> Job:
-        for k in self._locals():
+        for k in self._locals:
             self._waits_for = k
             while self.window.counters(k)[PUBLISHED] <= step:
                 yield IDLE
         own = slice(self.start, self.stop)
-        terms = [self.window.area(k, slot)[own] for k in self._locals()]
+        terms = [self.window.area(k, slot)[own] for k in self._locals]
         mean = self.window.areas[MEAN]
         mix_into(mean, terms, [1 / len(terms)] * len(terms))
-        other = self.topology.partner_node(step, self._node())
+        other = self.topology.partner_node(step, self._node)
         if other is not None:
             yield from self._mix_with(other, step, mean)
         self.window.post(MIXED, step + 1)
@@ -138,13 +133,13 @@ class NodeExchange(SlotExchange):
             self._waits_for = piece.rank
             while not all(pending.ended for pending in both):
                 yield IDLE
-        share = self.topology.share_of(node, self._node())
+        share = self.topology.share_of(node, self._node)
         mix_into(mean, [mean, self._inbox], [1 - share, share])
 
     def _pieces_on(self, node: int) -> list[Piece]:
         pieces = []
-        for rank in self._ranks(node):
-            start, stop = segment(self.learners, rank, self.parameters.numel)
+        for rank in self._ranks[node]:
+            start, stop = self._segments[rank]
             low, high = max(start, self.start), min(stop, self.stop)
             if low < high:
                 pieces.append(Piece(rank, low - self.start, high - self.start))
@@ -154,20 +149,14 @@ class NodeExchange(SlotExchange):
         """Wait for steps 1 and 2 in the progress engine, or do them here."""
         wait_until(self._done, self._nothing_new, self.learners.stall_timeout)
 
-    def _node(self) -> int:
-        return self.learners.node_of[self.learners.rank]
+    def _has_mixed(self, k: int) -> bool:
+        return self.window.counters(k)[MIXED] > self.step
 
-    def _locals(self) -> list[int]:
-        return self._ranks(self._node())
-
-    def _ranks(self, node: int) -> list[int]:
-        return [rank for rank in range(self.learners.size) if self.learners.node_of[rank] == node]
+    def _late(self, k: int) -> str:
+        return f"{self._here()}: learner {k} has mixed no more than {self.window.counters(k)[MIXED]} steps"
 
     def _nothing_new(self) -> str:
         return f"{self._here()}: nothing new from learner {self._waits_for} on {self.learners.hosts[self._waits_for]}"
-
-    def _here(self) -> str:
-        return f"learner {self.learners.rank}, step {self.step}"
 
 
 def _advance(job: Job) -> bool:

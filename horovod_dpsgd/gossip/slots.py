@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from horovod_dpsgd.gossip.progress import ProgressEngine
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters
 
@@ -36,6 +37,7 @@ class SlotExchange(ABC):
         self.parameters = parameters
         self._slots = slots
         self._views = [parameters.views(slot) for slot in slots]
+        self._engine = ProgressEngine(learners) if learners.nodes > 1 else None
         parameters.gather(out=slots[0])
         self._turn_to(0)
         self.restart(0)
@@ -90,6 +92,8 @@ class SlotExchange(ABC):
         """Leave the exchange; the model keeps its weights, in memory of its own. Collective."""
         own = self.weights.clone()
         self.settle()
+        if self._engine:
+            self._engine.close()
         self._free()
         self._slots, self._views = [own], [self.parameters.views(own)]
         self._turn_to(0)
@@ -109,6 +113,10 @@ class SlotExchange(ABC):
     def _free(self) -> None:
         """Release what was allocated. Collective."""
         return None
+
+    def _here(self) -> str:
+        """For messages about those who are waited for."""
+        return f"learner {self.learners.rank}, step {self.step}"
 
     def _turn_to(self, slot: int) -> None:
         self.slot = slot
