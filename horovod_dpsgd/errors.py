@@ -11,3 +11,11 @@ class RecipeError(UserError):
 
 class DataError(UserError):
     """A data set that is missing, damaged, or in a layout that was not understood."""
+
+
+class ModelError(UserError, ValueError):
+    """Learners that were to start alike have models of different shape."""
+
+
+class MachineError(UserError):
+    """Something that the machines of this job lack, or in which they differ."""

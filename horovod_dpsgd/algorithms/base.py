@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from horovod_dpsgd.errors import ModelError
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters, floating_buffers
 from horovod_dpsgd.topology import Topology
@@ -120,13 +121,13 @@ class Algorithm(ABC):
 
 
 def start_alike(model: nn.Module, learners: Learners) -> None:
-    """Give all learners rank 0's weights and buffers. Raises ValueError, on all, if their models differ in shape."""
+    """Give all learners rank 0's weights and buffers. Raises ModelError, on all, if their models differ in shape."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     layout = " ".join(f"{name}{tuple(t.shape)}{t.dtype}{t.requires_grad}" for name, t in tensors.items())
     everyone = learners.gather(hashlib.sha256(layout.encode()).hexdigest())
     different = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
     if different:
-        raise ValueError(f"the model of learner {different[0]} differs from learner 0's in parameter names or shapes")
+        raise ModelError(f"the model of learner {different[0]} differs from learner 0's in parameter names or shapes")
     for tensor in tensors.values():
         learners.broadcast_(tensor)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from horovod_dpsgd.learners import Learners, generator
 class SSGDStar(SSGD):
     """SSGD with the gradients taken at noisy weights; the update applies to w_a, without the noise.
 
-    sigma_0 is `settings.noise_std`; the noise is drawn from (`settings.seed`, rank).
+    sigma_0 is `settings.noise_std`; the noise is drawn from (`settings.seed`, rank, step).
     """
 
     name = "ssgd-star"
@@ -29,15 +28,15 @@ class SSGDStar(SSGD):
         self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners, settings: Settings
     ) -> None:
         super().__init__(optimizer, model, learners, settings)
-        self.noise = generator("noise", settings.seed, learners.rank)
         self.weights = self.parameters.gather()  # w_a, without noise
         self._views = self.parameters.views(self.weights)
         self.parameters.point_to(self._views)
 
     def begin_step(self) -> None:
-        size, dtype = self.parameters.numel, self.parameters.dtype
-        delta = torch.randn(size, dtype=dtype, generator=self.noise).to(self.weights.device)
-        self.parameters.point_to(self.parameters.views(self.weights + self.settings.noise_std * delta))
+        numbers = generator("noise", self.settings.seed, self.learners.rank, self.step)
+        delta = torch.randn(self.parameters.numel, dtype=self.parameters.dtype, generator=numbers)
+        noisy = self.weights + self.settings.noise_std * delta.to(self.weights.device)
+        self.parameters.point_to(self.parameters.views(noisy))
 
     def end_step(self) -> None:
         self.parameters.point_to(self._views)
@@ -47,10 +46,3 @@ class SSGDStar(SSGD):
     def averaged(self) -> Iterator[None]:
         with self.parameters.holding(self.weights), super().averaged():
             yield
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"noise": self.noise.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.noise.set_state(state["noise"])

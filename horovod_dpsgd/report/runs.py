@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from horovod_dpsgd.errors import UserError
+from horovod_dpsgd.training.recipe import WATCHING
 
 # Keys of a recipe in which two runs may differ, and still be the same but for the seed.
-INDIFFERENT = {"seed", "data_dir", "device", "stall_timeout"} | {
-    "log_every", "eval_every", "checkpoint_every", "diagnostics", "diagnostics_every"
-}  # fmt: skip
+INDIFFERENT = {"seed", "data_dir", "device", "stall_timeout"} | WATCHING
 
 
 @dataclass(frozen=True)

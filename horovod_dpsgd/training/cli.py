@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,12 +21,15 @@ from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.topology import TOPOLOGIES
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training import recipe as recipes
+from horovod_dpsgd.training.alike import check_alike
 from horovod_dpsgd.training.loop import Trainer
 from horovod_dpsgd.training.recipe import OPTIMIZERS, Recipe
 from horovod_dpsgd.training.task import Task
 
 TaskFactory = Callable[[Recipe, bool], Task]  # from a recipe; may it fetch data that is not there?
 Result = TypeVar("Result")
+INTERRUPTED_STATUS = 143  # 128 + SIGTERM, as shells report who ends by that signal
+WITHOUT_TOPOLOGY = ("ssgd", "ssgd-star")
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,10 +70,24 @@ def parser(description: str, default_recipe: str) -> Parser:
     p.add_argument("--stall-timeout", type=float, metavar="SECONDS", help="end the job if a learner waits so long")
     # Output
     p.add_argument("--output", type=Path, metavar="DIR", help="default: runs/TASK-ALGO-TIME")
-    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
+    p.add_argument(
+        "--resume",
+        nargs="?",
+        const="run",
+        choices=["auto"],
+        metavar="auto",
+        help="go on from the newest intact checkpoint in --output; auto: or start, if no run is there yet",
+    )
+    p.add_argument(
+        "--resume-average",
+        action="store_true",
+        help="with --resume: start all learners, of which there may be another number, from the mean of those saved",
+    )
     p.add_argument("--eval-every", type=int, metavar="STEPS")
     p.add_argument("--log-every", type=int, metavar="STEPS")
     p.add_argument("--checkpoint-every", type=int, metavar="STEPS")
+    p.add_argument("--checkpoint-minutes", type=float, metavar="MINUTES", help="also when there was none for so long")
+    p.add_argument("--keep", type=int, metavar="N", help="only the N newest checkpoints (0: all)")
     p.add_argument(
         "--diagnostics", action="store_true", default=None, help="measure the paper's noise and learning rate"
     )
@@ -94,18 +112,25 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
     us = replace(learners_module.start(), stall_timeout=recipe.stall_timeout)
     learners_module.use_threads(us)
     try:
-        folder, manifest = _agree(us, partial(_open_folder, recipe, us.size, given.output, given.resume))
+        check_alike(us, Path(sys.argv[0]).resolve().parent)
+        folder = _agree(us, partial(_open_folder, recipe, us.size, given.output, bool(given.resume)))
+        manifest = checkpoint.newest(folder / "checkpoints", us, _say) if given.resume else None
+        if manifest and manifest.learners != us.size and not given.resume_average:
+            raise RecipeError(
+                f"{manifest.folder} is of {manifest.learners} learners, but there are {us.size}: "
+                "--resume-average starts them from the mean"
+            )
         task = _make_task(recipe, tasks[recipe.task], us, folder)
+        if manifest and manifest.step >= recipe.total_steps(task.samples) and (folder / "result.json").exists():
+            if us.rank == 0:
+                print(
+                    f"{folder}: the run has ended, after {manifest.step} steps; nothing is left to do "
+                    "(--max-steps or --epochs trains longer)"
+                )
+            return
+        trainer = Trainer(recipe, task, us, folder, manifest, given.resume_average)
     except UserError as error:  # the same on all learners
         _give_up(error if us.rank == 0 else None)
-    if manifest and manifest.step >= recipe.total_steps(task.samples) and (folder / "result.json").exists():
-        if us.rank == 0:
-            print(
-                f"{folder}: the run has ended, after {manifest.step} steps; nothing is left to do "
-                "(--max-steps or --epochs trains longer)"
-            )
-        return
-    trainer = Trainer(recipe, task, us, folder, manifest)
     trainer.log.say(f"{us.size} learners on {us.nodes} node(s), {trainer.total_steps} steps, {task.data} -> {folder}")
     if given.resume:
         trainer.log.say(
@@ -113,41 +138,51 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
         )
     result = trainer.train()
     trainer.close()
+    if result is None:
+        if us.rank == 0:
+            print(
+                f"interrupted by {trainer.interrupted} after step {trainer.step} of {trainer.total_steps}; "
+                f"go on with --output {folder} --resume",
+                flush=True,
+            )
+        sys.exit(INTERRUPTED_STATUS)
     if us.rank == 0:
         print(_summary(result), flush=True)
 
 
 def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str) -> Recipe:
     """The recipe the command line asks for: for a run that is resumed, by default the one in its folder."""
-    own = ("recipe", "output", "resume", "set")
+    own = ("recipe", "output", "resume", "resume_average", "set")
     overrides = {name: value for name, value in vars(given).items() if value is not None and name not in own}
     overrides |= recipes.parse_settings(given.set)
-    if not given.resume:
-        return recipes.load(given.recipe or default, recipe_folder, overrides)
-    if given.output is None:
+    if given.resume_average and not given.resume:
+        raise RecipeError("--resume-average says how to --resume, which is not given")
+    if given.resume and given.output is None:
         raise RecipeError("--resume needs --output, the folder of the run to go on with")
-    begun_with = str(given.output / "config.yaml")
-    recipe = recipes.load(given.recipe or begun_with, recipe_folder, overrides)
-    recipes.check_resumable(recipes.load(begun_with, recipe_folder, {}), recipe)
+    nothing_there = given.resume == "auto" and not (given.output / "config.yaml").exists()
+    if not given.resume or nothing_there:
+        recipe = recipes.load(given.recipe or default, recipe_folder, overrides)
+    else:
+        begun_with = str(given.output / "config.yaml")
+        recipe = recipes.load(given.recipe or begun_with, recipe_folder, overrides)
+        recipes.check_resumable(recipes.load(begun_with, recipe_folder, {}), recipe)
+    if given.topology and recipe.algo in WITHOUT_TOPOLOGY:
+        raise RecipeError(f"--topology is of dpsgd and adpsgd: {recipe.algo} averages over all learners")
     return recipe
 
 
-def _open_folder(
-    recipe: Recipe, size: int, output: Path | None, resume: bool
-) -> tuple[Path, checkpoint.Manifest | None]:
-    """The run folder, made if it is not there, and the checkpoint to go on from."""
+def _open_folder(recipe: Recipe, size: int, output: Path | None, resume: bool) -> Path:
+    """The run folder, made if it is not there."""
     recipe.check_learners(size)
     folder = output or Path("runs") / f"{recipe.task}-{recipe.algo}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     if (folder / "config.yaml").exists() and not resume:
         raise RecipeError(f"{folder} already holds a run: give another --output, or --resume to go on with it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # it may be there, and yet not ours to write to
     except OSError as error:
         raise RecipeError(f"cannot write to {folder}: {error.strerror}") from error
-    manifest = checkpoint.newest(folder / "checkpoints") if resume else None
-    if manifest and manifest.learners != size:
-        raise RecipeError(f"{manifest.folder} is of {manifest.learners} learners, but there are {size}")
-    return folder, manifest
+    return folder
 
 
 def _make_task(recipe: Recipe, make: TaskFactory, us: Learners, folder: Path) -> Task:
@@ -196,6 +231,10 @@ def _summary(result: dict[str, Any]) -> str:
         f"{result['task']} {result['algo']}: {end}, held-out error {heldout['error_percent']:.2f} %, "
         f"held-out loss {heldout['loss']:.4f}, {result['samples_per_second'] or 0:.0f} samples/s"
     )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _give_up(error: UserError | None) -> NoReturn:

@@ -25,12 +25,16 @@ from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.divergence import DivergenceWatch
 from horovod_dpsgd.training.evaluation import Heldout, consensus_distance, evaluate_averaged, evaluate_own
 from horovod_dpsgd.training.recipe import Recipe
+from horovod_dpsgd.training.requests import Asked, Requests, Rounds
 from horovod_dpsgd.training.run_log import RunLog, SilentRunLog, git_revision, versions
 from horovod_dpsgd.training.task import Batch, Part, Sampler, Task, to_device
 
 
 class Trainer:
     """One run of a recipe on a task, in `folder`, gone on with from a checkpoint if one is given.
+
+    from_mean: start all learners from the mean of those of the checkpoint, of which there may be another number.
+    interrupted: by which signal the run was asked to end; empty if it was not.
 
     All methods are collective.
     """
@@ -42,6 +46,7 @@ class Trainer:
         learners: Learners,
         folder: Path,
         resume_from: checkpoint.Manifest | None = None,
+        from_mean: bool = False,
     ) -> None:
         self.recipe = recipe
         self.task = task
@@ -63,57 +68,74 @@ class Trainer:
         seed_everything(seed_for("learner", recipe.seed, learners.rank))  # dropout, augmentation
         self.divergence = DivergenceWatch(task.chance_loss, recipe.warmup_steps(task.samples), self.total_steps)
         self.step = 0
+        self.interrupted = ""
+        self.requests = Requests(60 * recipe.checkpoint_minutes)
         self._seconds_before = 0.0  # of the parts of this run that were interrupted
         if resume_from is not None:
-            self._resume(resume_from)
+            self._resume(resume_from, from_mean)
         self._counter = SharedCounter(learners, self.step * learners.size) if self.algorithm.asynchronous else None
         self.log: SilentRunLog = (
             RunLog(folder, recipe, self.step, self.total_steps) if learners.rank == 0 else SilentRunLog()
         )
+        self._next_meeting = self._meeting_after(self.step)
         self._logged = self.step  # up to which the mean losses are logged
         self._losses: list[tuple[int, Tensor]] = []  # this learner's since then, with the step they belong to
         self._step_seconds: list[float] = []
         self._exposed_seconds: list[float] = []
         self._waited_seconds = 0.0  # for the others, at log lines
 
-    def train(self) -> dict[str, Any]:
-        """Train to the end, or until the run has diverged; return what `result.json` holds."""
+    def train(self) -> dict[str, Any] | None:
+        """Train to the end, or until the run has diverged; return what `result.json` holds.
+
+        None if the run was interrupted: there is a checkpoint to go on from, and no result.
+        """
         self.started = time.perf_counter()
         self.model.train()
-        batches = self._batches()
-        while not self._ended():
-            start = time.perf_counter()
-            part, batch = next(batches, (Part(self.total_steps, 0), None))
-            if self.algorithm.asynchronous and self._meet_before(part.step):
-                start = time.perf_counter()
-            if batch is not None and not self._ended():
-                self._train_step(part.step, batch, start)
-            if not self.algorithm.asynchronous:  # before the next batch is drawn, so that it is not drawn twice
-                self._meet_before(part.step + 1)
+        with self.requests.listening():
+            if self.algorithm.asynchronous:
+                self._train_apart()
+            else:
+                self._train_together()
+        if self.interrupted:
+            self.log.interrupted(self.step, self.interrupted)
+            return None
         self.divergence.end(self.step)
         result = self._result()
         self.log.result(result)
         return result
 
+    def _train_together(self) -> None:
+        """Every learner takes its part of every global batch."""
+        batches = self._batches()
+        rounds = Rounds(self.learners, self.requests, self.step)
+        while not self._ended():
+            start = time.perf_counter()
+            part, batch = next(batches)
+            self._train_step(part.step, batch, start)
+            done = part.step + 1
+            asked = rounds.asked(done)
+            if asked or done >= self._next_meeting:  # before the next batch is drawn, so that it is not drawn twice
+                self._meet(done, asked)
+        rounds.close()
+
+    def _train_apart(self) -> None:
+        """Every learner takes the next part of a global batch that nobody has taken."""
+        batches = self._batches()
+        while not self._ended():
+            start = time.perf_counter()
+            part, batch = next(batches, (Part(self.total_steps, 0), None))
+            while part.step >= self._next_meeting and not self._ended():  # other learners are there, or on their way
+                self._meet(self._next_meeting, max(self.learners.gather(self.requests.take())))
+                start = time.perf_counter()
+            if batch is not None and not self._ended():
+                self._train_step(part.step, batch, start)
+
     def _ended(self) -> bool:
-        return self.step >= self.total_steps or self.divergence.diverged
+        return self.step >= self.total_steps or self.divergence.diverged or bool(self.interrupted)
 
-    def _next_meeting(self) -> int:
-        """The step before which all learners come together next: to log, evaluate, or save, or at the end."""
-        recipe = self.recipe
-        intervals = [every for every in (recipe.log_every, recipe.eval_every, recipe.checkpoint_every) if every]
-        return min(self.total_steps, *(self.step - self.step % every + every for every in intervals))
-
-    def _meet_before(self, step: int) -> bool:
-        """Have the meetings that are due before `step`; whether there were any."""
-        before = self.step
-        while step >= self._next_meeting() and not self._ended():
-            self._meet()
-        return self.step > before
-
-    def _meet(self) -> None:
-        """All parts of the steps before the next meeting have been taken, and this learner has done its own."""
-        self.step = self._next_meeting()
+    def _meet(self, step: int, asked: Asked) -> None:
+        """All learners have done their parts of the steps before `step`: log, evaluate, save, as is due or asked for."""
+        self.step = step
         start = time.perf_counter()
         self.algorithm.settle()  # and then all learners have
         self._waited_seconds += time.perf_counter() - start
@@ -122,8 +144,17 @@ class Trainer:
             self._log_interval()
         if self._due(self.recipe.eval_every) and not at_end:  # at the end it is done anyway
             self._log_heldout(evaluate_averaged(self.algorithm, self.task))
-        if self._due(self.recipe.checkpoint_every) or at_end:
+        if self._due(self.recipe.checkpoint_every) or at_end or asked:
             self._save_checkpoint()
+        if asked is Asked.END and not at_end:
+            self.interrupted = next(filter(None, self.learners.gather(self.requests.by_signal)))
+        self._next_meeting = self._meeting_after(step)
+
+    def _meeting_after(self, step: int) -> int:
+        """The step before which all learners come together next: to log, evaluate, or save, or at the end."""
+        recipe = self.recipe
+        intervals = [every for every in (recipe.log_every, recipe.eval_every, recipe.checkpoint_every) if every]
+        return min(self.total_steps, *(step - step % every + every for every in intervals))
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
@@ -243,13 +274,19 @@ class Trainer:
             "divergence": self.divergence.state_dict(),
             "seconds": self._seconds(),
         }
-        checkpoint.save(self.folder / "checkpoints", self.step, state, self.learners)
+        checkpoint.save(self.folder / "checkpoints", self.step, state, self.learners, self.recipe.keep)
+        self.requests.saved()
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self.started
 
-    def _resume(self, manifest: checkpoint.Manifest) -> None:
-        state = checkpoint.load(manifest, self.learners)
+    def _resume(self, manifest: checkpoint.Manifest, from_mean: bool) -> None:
+        if from_mean:
+            state = checkpoint.load_mean(manifest)
+            state["algorithm"]["step"] = manifest.step  # where learners do not keep step, each had its own
+            seed_everything(seed_for("learner", self.recipe.seed, self.learners.rank, manifest.step))
+        else:
+            state = checkpoint.load(manifest, self.learners)
         self._seconds_before = state["seconds"]
         self.algorithm.load_state_dict(state["algorithm"])
         self.divergence.load_state_dict(state["divergence"])
@@ -278,6 +315,7 @@ class Trainer:
             "data": self.task.data,
             "steps": self.step,
             "epochs": self.step / recipe.steps_per_epoch(self.task.samples),
+            "ended": "diverged" if self.divergence.diverged else "completed",
             "diverged": self.divergence.diverged,
             "diverged_at_step": self.divergence.at_step,
             "heldout": {"loss": heldout.loss, "error_percent": heldout.error_percent},

@@ -19,7 +19,9 @@ from horovod_dpsgd.topology import TOPOLOGIES
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "lamb")
 LENGTHS = {"epochs", "max_steps"}
-WATCHING = {"log_every", "eval_every", "checkpoint_every", "diagnostics", "diagnostics_every"}
+WATCHING = {
+    "log_every", "eval_every", "checkpoint_every", "checkpoint_minutes", "keep", "diagnostics", "diagnostics_every"
+}  # fmt: skip
 FREE = LENGTHS | WATCHING | {"data_dir", "stall_timeout", "slow_learner"}  # may change when a run is resumed
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # what PyYAML raises, an impossible date among it
 
@@ -37,6 +39,7 @@ class Recipe(BaseModel):
     task: str
     model: str
     model_options: dict[str, Any] = {}
+    data_options: dict[str, Any] = {}
     data_dir: Path | None = None
     synthetic: bool = False  # random data of the task's shapes, to measure speed
 
@@ -77,6 +80,8 @@ class Recipe(BaseModel):
     log_every: int = Field(50, gt=0)
     eval_every: int = Field(0, ge=0)
     checkpoint_every: int = Field(1000, ge=0)  # one is always written at the end
+    checkpoint_minutes: float = Field(0.0, ge=0, le=1e6)  # one also when there was none for so long; 0: not for that
+    keep: int = Field(3, ge=0)  # so many checkpoints, the newest; 0: all
     diagnostics: bool = False
     diagnostics_every: int = Field(10, gt=0)
 
@@ -102,8 +107,9 @@ class Recipe(BaseModel):
             raise ValueError("warmup (steps) and warmup_epochs exclude each other")
         if self.warmup_from > self.lr:
             raise ValueError("warmup_from must not be above lr")
-        if not _is_json(self.model_options):
-            raise ValueError("model_options must be numbers, strings, lists and mappings with string keys")
+        for key in ("model_options", "data_options"):
+            if not _is_json(getattr(self, key)):
+                raise ValueError(f"{key} must be numbers, strings, lists and mappings with string keys")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum")
         if self.optimizer != "sgd" and self.momentum:

@@ -1,5 +1,7 @@
 """A run's folder: `config.yaml`, `metrics.jsonl`, TensorBoard events, `result.json`, and a progress bar on rank 0.
 
+`result.json` is there if the run ended, as one that completed or diverged; `interrupted.json` if it was asked to end.
+
 Only rank 0 writes; the other learners have a `SilentRunLog`, so that nobody has to ask who they are.
 """
 
@@ -19,6 +21,8 @@ import numpy as np
 from horovod_dpsgd import __version__
 from horovod_dpsgd.training.recipe import Recipe
 
+RESULT, INTERRUPTED = "result.json", "interrupted.json"  # how a run came to its end: one of them, or neither
+
 
 class SilentRunLog:
     """The log of the learners that do not write."""
@@ -35,6 +39,9 @@ class SilentRunLog:
     def result(self, values: dict[str, Any]) -> None:
         """The run has ended: write its result."""
 
+    def interrupted(self, step: int, by: str) -> None:
+        """The run was asked to end after `step`, by the signal of this name: write that down."""
+
     def close(self) -> None:
         """Release files and the terminal."""
 
@@ -48,6 +55,9 @@ class RunLog(SilentRunLog):
 
         self.folder = folder
         recipe.save(folder / "config.yaml")
+        (folder / INTERRUPTED).unlink(missing_ok=True)
+        if (folder / RESULT).exists():  # resumed to train longer: it is no result of what comes now
+            (folder / RESULT).rename(folder / f"result-step-{done:08d}.json")
         _keep_lines_until(folder / "metrics.jsonl", done)
         self._lines = (folder / "metrics.jsonl").open("a")
         self._events = SummaryWriter(str(folder), purge_step=done + 1)
@@ -85,9 +95,16 @@ class RunLog(SilentRunLog):
         self._bar.write(line)
 
     def result(self, values: dict[str, Any]) -> None:
-        partial = self.folder / ".result.json"
-        partial.write_text(json.dumps(_json_numbers(values), indent=2) + "\n")
-        partial.rename(self.folder / "result.json")
+        self._write(RESULT, _json_numbers(values))
+
+    def interrupted(self, step: int, by: str) -> None:
+        self._write(INTERRUPTED, {"step": step, "by": by})
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        """Whole or not at all."""
+        partial = self.folder / f".{name}"
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.rename(self.folder / name)
 
     def close(self) -> None:
         self._bar.close()
