@@ -6,12 +6,16 @@ Starting is explicit (`start()`), happens once, and touches MPI alone: Horovod i
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import os
 import random
+import signal
 import sys
+import time
 import traceback
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -19,12 +23,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from horovod_dpsgd.waiting import wait_until
+from horovod_dpsgd.waiting import StallError, wait_until
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 STALL_TIMEOUT = 300.0  # seconds
+ROLL_CALL = 30_977  # a message's tag
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
 LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
@@ -81,9 +87,30 @@ class Learners:
 
     def wait(self, request: MPI.Request, what: str) -> None:
         """Complete a non-blocking MPI operation without spinning; `what` names it in stall warnings."""
-        wait_until(
-            request.Test, lambda: f"learner {self.rank} waits in {what} for the other learners", self.stall_timeout
-        )
+        self.wait_until(request.Test, what)
+
+    def wait_until(self, done: Callable[[], bool], what: str) -> None:
+        """Poll `done`, which is true when all learners have done their part in `what`.
+
+        Raises StallError after `stall_timeout` seconds; it names those who do not wait themselves.
+        """
+        try:
+            wait_until(done, lambda: f"learner {self.rank} waits in {what} for the other learners", self.stall_timeout)
+        except StallError as stall:
+            raise StallError(f"{stall}: {self._roll_call()}") from None
+
+    def _roll_call(self) -> str:
+        """Who is missing. Those who wait with this learner give up when it does, and say so to each other."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        calls = [self.world.Isend(b"", rank, ROLL_CALL) for rank in others]
+        missing = set(others)
+        deadline = time.monotonic() + max(2.0, self.stall_timeout / 10)
+        while missing and time.monotonic() < deadline:
+            missing -= {rank for rank in missing if self.world.Iprobe(rank, ROLL_CALL)}
+            time.sleep(1e-3)
+        del calls  # the job is about to end
+        names = ", ".join(f"learner {rank} on {self.hosts[rank]}" for rank in sorted(missing))
+        return f"{names} did not get there" if missing else "all are there, but MPI does not go on"
 
     def barrier(self, what: str = "a barrier") -> None:
         self.wait(self.world.Ibarrier(), what)
@@ -141,11 +168,18 @@ def start() -> Learners:
     os.environ.setdefault("OMPI_MCA_osc_ucx_verbose", "-1")
     from mpi4py import MPI
 
+    _end_with_launcher()
     world = MPI.COMM_WORLD.Dup()
     node = cast("MPI.Intracomm", world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank))
     sys.excepthook = _abort_on_exception
     atexit.register(_flush_output)
     return describe(world, node)
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel kill this learner when its launcher is killed: one that computes, or is stopped, would live on."""
+    if any(name in os.environ for name in RANK_VARIABLES):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def describe(world: MPI.Intracomm, node: MPI.Intracomm, stall_timeout: float = STALL_TIMEOUT) -> Learners:

@@ -46,12 +46,18 @@ class SSGD(Algorithm):
 
     def end_step(self) -> None:
         start = time.perf_counter()
+        # Horovod looks for stalled learners too, but not while one of them is frozen, as all of it then waits for it.
+        self.learners.wait_until(self._reduced, "the all-reduce of gradients")
         self.optimizer.synchronize()  # g_a = mean_j grad L_j(w(t))
         self.exposed_seconds = time.perf_counter() - start
         self.clip_gradients()  # the averaged one; until here Horovod's thread was at work on it
         with self.optimizer.skip_synchronize():
             self.optimizer.step()  # w(t+1) = w(t) - alpha g_a
         self.step += 1
+
+    def _reduced(self) -> bool:
+        """Whether Horovod has done all that it was given during the backward pass."""
+        return all(hvd.poll(handle) for handle, _ in self.optimizer._handles.values() if handle is not None)
 
     def averaged(self) -> AbstractContextManager[None]:
         return averaged_buffers(self.model, self.learners)  # all learners hold w_a already

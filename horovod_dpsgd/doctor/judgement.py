@@ -164,15 +164,6 @@ def judge_message(idle: float, alone: float, driven: float, seconds: float) -> l
     return [Finding(level, "message", words), Finding(level, "progress engine", need)]
 
 
-def backing_folder(address: int, maps: str) -> str:
-    """The folder of the file behind the memory at `address`, by the lines of /proc/self/maps; "" for private memory."""
-    for line in maps.splitlines():
-        first, end = (int(number, 16) for number in line.split()[0].split("-"))
-        if first <= address < end:
-            return os.path.dirname("".join(line.split(maxsplit=5)[5:]).removesuffix(" (deleted)"))
-    return ""
-
-
 def bytes_of(size: str) -> int:
     """A size like 507MB in bytes. Units are powers of 1024, as in the paper's model sizes and docker's --shm-size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", size, re.IGNORECASE)

@@ -20,19 +20,18 @@ from horovod_dpsgd.doctor.judgement import (
     MESSAGE_BYTES,
     Facts,
     Finding,
-    backing_folder,
     judge_memory,
     judge_message,
     parse_library,
 )
 from horovod_dpsgd.gossip.progress import ProgressEngine
+from horovod_dpsgd.gossip.room import MAPS, backing_folder, free_bytes
 from horovod_dpsgd.gossip.window import Window
 from horovod_dpsgd.learners import Learners, abort
 from horovod_dpsgd.waiting import wait_until
 
 HEAD_START = 0.2  # seconds after which the sender of a message is surely computing
 TIME_LIMIT = 60.0  # seconds for a check, beside what it computes on purpose
-MAPS = Path("/proc/self/maps")
 
 
 def collect(us: Learners, library: str) -> Facts:
@@ -88,15 +87,6 @@ def check_window(us: Learners, model: int, given: bool) -> list[Finding]:
     else:
         read = Finding("ok", "in-place reading", f"{us.size} of {us.size} learners see what their partners wrote")
     return [made, read, judge_memory(model, given, local, folder, room * local)]
-
-
-def free_bytes(folder: str) -> int:
-    """Of the file system, and of the machine's memory: a tmpfs may promise more than there is."""
-    free = 1024 * int(re.findall(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[0])
-    if not os.path.isdir(folder):  # one learner alone on its node gets private memory
-        return free
-    disk = os.statvfs(folder)
-    return min(free, disk.f_bavail * disk.f_frsize)
 
 
 def check_message(us: Learners, seconds: float) -> list[Finding]:

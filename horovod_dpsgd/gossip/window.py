@@ -9,6 +9,7 @@ The memory comes from `MPI.Win.Allocate_shared`, and is used in place: no call c
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from horovod_dpsgd.errors import MachineError
+from horovod_dpsgd.gossip.room import MAPS, backing_folder, free_bytes
 from horovod_dpsgd.learners import Learners
 
 if TYPE_CHECKING:
@@ -39,14 +42,9 @@ class Window:
         self.learners = learners
         self.dtype = dtype
         nbytes = HEADER_BYTES + sum(sizes_of(learners.rank)) * dtype.itemsize
+        _check_room(learners, nbytes)
         info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # each learner's part on pages of its own (NUMA)
-        try:
-            self._shared = MPI.Win.Allocate_shared(nbytes, 1, info, learners.node)
-        except MPI.Exception as error:
-            raise RuntimeError(
-                f"MPI has no shared memory of {nbytes / 1e6:.0f} MB for each of {learners.local_size} learners on "
-                f"{learners.hosts[learners.rank]} ({error}); python -m horovod_dpsgd.doctor says more"
-            ) from error
+        self._shared = MPI.Win.Allocate_shared(nbytes, 1, info, learners.node)
         info.Free()
         self._shared.Lock_all()
         self._local = {
@@ -105,6 +103,28 @@ class Window:
         """Give the memory back, once everyone is done with it. Tensors on it must not be used after this."""
         self._shared.Unlock_all()
         self._shared.Free()
+
+
+def _check_room(learners: Learners, nbytes: int) -> None:
+    """Raise MachineError, on all learners, if a node has no room for `nbytes` for each of its learners. Collective.
+
+    Asked beforehand: where /dev/shm is too small Open MPI 5.0.11 fails on one learner and leaves the others in the call,
+    and MPICH's memory ends the process by SIGBUS when it is written to.
+    """
+    from mpi4py import MPI
+
+    trial = MPI.Win.Allocate_shared(mmap.PAGESIZE, 1, comm=learners.node)  # where MPI puts it is MPI's affair
+    address = np.frombuffer(cast(memoryview, trial.tomemory()), np.uint8).ctypes.data
+    folder = backing_folder(address, MAPS.read_text())
+    trial.Free()
+    needed, free = sum(learners.node.allgather(nbytes)), free_bytes(folder)
+    for rank, (its_need, its_free, its_folder) in enumerate(learners.gather((needed, free, folder))):
+        if its_need > its_free:
+            raise MachineError(
+                f"the weights of the learners on {learners.hosts[rank]} need {its_need / 1e6:.3g} MB of shared memory, and "
+                f"{its_folder or 'it'} has {its_free / 1e6:.3g} MB free: enlarge it (docker: --shm-size), or start fewer "
+                "learners a node"
+            )
 
 
 class _Memory:

@@ -72,7 +72,7 @@ def save(folder: Path, step: int, state: dict[str, Any], learners: Learners, kee
 
     Raises CheckpointError on the learner that cannot write its file; those there were before are left as they were.
     """
-    final = folder / f"step-{step:08d}"
+    final = folder_of(folder, step)
     partial = _partial(final)
     if learners.rank == 0:
         for left in folder.glob(".step-*.partial"):  # of a run that was killed while it wrote
@@ -150,6 +150,11 @@ def load_mean(manifest: Manifest) -> dict[str, Any]:
         mean = state if mean is None else _moved(mean, state, 1 / (rank + 1))
     del mean["random"]
     return dict(mean)
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """Where among a run's checkpoints that of `step` is."""
+    return checkpoints / f"step-{step:08d}"
 
 
 def file_name(rank: int) -> str:

@@ -206,7 +206,9 @@ class Trainer:
         self._exposed_seconds.append(self.algorithm.exposed_seconds)
 
     def _loss(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.recipe.device, torch.bfloat16, enabled=self.recipe.amp):
+        if not self.recipe.amp:
+            return self.task.loss(self.model, batch)
+        with torch.autocast(self.recipe.device, torch.bfloat16):
             return self.task.loss(self.model, batch)
 
     def _be_slow(self, computed: float) -> None:

@@ -1,8 +1,11 @@
 """What is asked of a run from outside while it trains: to save, or to save and end.
 
-SIGUSR1 (what Slurm can be told to send before an allocation ends) asks for a checkpoint; SIGTERM and SIGINT ask for one
-and for the end. A signal reaches learners at different steps, or only one of them, and a checkpoint must be of one step
-of all. So learners tell each other what they were asked, in rounds, and all act on it at the step where a round ends.
+SIGUSR1 asks for a checkpoint; SIGUSR2, SIGTERM and SIGINT ask for one and for the end. (Open MPI's mpirun passes on the
+first two; at a SIGTERM of its own it kills the learners within half a second. MPICH's passes on all but SIGUSR2, of
+which it dies.)
+
+A signal reaches learners at different steps, or only one of them, and a checkpoint must be of one step of all. So
+learners tell each other what they were asked, in rounds, and all act on it at the step where a round ends.
 """
 
 from __future__ import annotations
@@ -33,7 +36,12 @@ class Asked(IntEnum):
     END = 2
 
 
-SIGNALS = {signal.SIGUSR1: Asked.SAVE, signal.SIGTERM: Asked.END, signal.SIGINT: Asked.END}
+SIGNALS = {
+    signal.SIGUSR1: Asked.SAVE,
+    signal.SIGUSR2: Asked.END,
+    signal.SIGTERM: Asked.END,
+    signal.SIGINT: Asked.END,
+}
 
 
 class Requests:
@@ -50,7 +58,8 @@ class Requests:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside the block signals are requests. A second SIGINT or SIGTERM does what it does outside."""
+        """Inside the block signals are requests. A second one of those that ask for the end does
+        what it does outside."""
         before = {each: signal.signal(each, self._hear) for each in SIGNALS}
         self._outside = before
         try:

@@ -1,0 +1,79 @@
+"""Write the averaged model of a run, w_a, as a plain state dict that PyTorch, torchvision and transformers load.
+
+    python -m horovod_dpsgd.export RUN_DIR model.safetensors      # or model.pt
+    python -m horovod_dpsgd.export RUN_DIR model.safetensors --step 2000
+
+Weights and floating buffers (BatchNorm's running statistics) are the means over the learners of the newest intact
+checkpoint, or of that of a step. Integer buffers are learner 0's.
+
+    model.load_state_dict(safetensors.torch.load_file("model.safetensors"))
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from horovod_dpsgd.errors import UserError
+from horovod_dpsgd.training import checkpoint
+from horovod_dpsgd.training.checkpoint import Manifest
+
+
+def main() -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser("python -m horovod_dpsgd.export", description=__doc__, formatter_class=layout)
+    p.add_argument("run", type=Path, metavar="RUN_DIR")
+    p.add_argument("output", type=Path, metavar="FILE", help="its suffix says the format: .safetensors or .pt")
+    p.add_argument("--step", type=int, help="of which step (default: the newest)")
+    given = p.parse_args()
+    try:
+        manifest = _manifest(given.run / "checkpoints", given.step)
+        weights = averaged_model(manifest)
+        save(weights, given.output)
+    except UserError as error:
+        p.exit(2, f"horovod_dpsgd.export: error: {error}\n")
+    count = sum(tensor.numel() for tensor in weights.values())
+    print(f"{given.output}: the mean of {manifest.learners} learners after step {manifest.step}, {count} numbers")
+
+
+def averaged_model(manifest: Manifest) -> dict[str, Tensor]:
+    """The state dict of the model at w_a, on the CPU; tied tensors stand under each of their names, apart."""
+    model = checkpoint.load_mean(manifest)["algorithm"]["model"]
+    return {name: tensor.detach().clone().contiguous() for name, tensor in model.items()}
+
+
+def save(weights: dict[str, Tensor], path: Path) -> None:
+    """Raises UserError if the file cannot be written, or its suffix is no format."""
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise UserError(f"{path}: the format is said by the suffix, .safetensors or .pt")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(weights, path, {"format": "pt"})
+        else:
+            torch.save(weights, path)
+    except ImportError as error:
+        raise UserError("safetensors is not installed: pip install safetensors, or give a .pt file") from error
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def _manifest(folder: Path, step: int | None) -> Manifest:
+    try:
+        if step is None:
+            return checkpoint.newest_intact(folder)
+        manifest = Manifest.read(checkpoint.folder_of(folder, step))
+        problem = manifest.damage()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if problem:
+        raise UserError(f"{manifest.folder}: {problem}")
+    return manifest
+
+
+if __name__ == "__main__":
+    main()
