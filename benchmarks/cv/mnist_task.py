@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.cv import mnist
+from benchmarks.cv import mnist, models
 from horovod_dpsgd.errors import RecipeError
 from horovod_dpsgd.training import Batch, Recipe, Score, Task
 
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 MEAN, STD = 0.1307, 0.3081  # of the pixels, for `standardize`
 EVALUATION_BATCH = 10_000
 
@@ -33,11 +31,8 @@ class MnistTask(Task):
         if recipe.model != "mlp" or unknown:
             raise RecipeError(f"task mnist has the model mlp with model_options {', '.join(known)}")
         self.options = known | recipe.model_options
-        if self.options["activation"] not in ACTIVATIONS:
-            raise RecipeError(f"model_options.activation: choose one of {', '.join(ACTIVATIONS)}")
-        hidden = self.options["hidden"]
-        if not isinstance(hidden, list) or not all(isinstance(width, int) and width > 0 for width in hidden):
-            raise RecipeError(f"model_options.hidden: {hidden} is not a list of widths")
+        self.standardize = self.options.pop("standardize")
+        models.check("mlp", self.classes, image_size=28, channels=1, **self.options)
         if recipe.synthetic:
             self.data = "synthetic digits"
             self.train, self.heldout = _random_digits(60_000), _random_digits(10_000)
@@ -48,16 +43,7 @@ class MnistTask(Task):
         self.samples = len(self.train.labels)
 
     def make_model(self) -> nn.Module:
-        widths = [784, *self.options["hidden"], self.classes]
-        activation = ACTIVATIONS[self.options["activation"]]
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths):
-            layers += [nn.Linear(inputs, outputs), activation()]
-        model = nn.Sequential(*layers[:-1])
-        with torch.no_grad():
-            for p in model.parameters():
-                p.mul_(self.options["init_scale"])
-        return model
+        return models.make("mlp", self.classes, image_size=28, channels=1, **self.options)
 
     def train_batches(self, indices: Iterable[Tensor]) -> Iterator[Batch]:
         for chosen in indices:
@@ -81,7 +67,7 @@ class MnistTask(Task):
 
     def _pixels(self, images: Tensor) -> Tensor:
         pixels = images.flatten(1).float().div_(255)
-        return pixels.sub_(MEAN).div_(STD) if self.options["standardize"] else pixels
+        return pixels.sub_(MEAN).div_(STD) if self.standardize else pixels
 
 
 def _random_digits(samples: int) -> mnist.Split:
