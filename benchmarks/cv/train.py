@@ -12,10 +12,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from benchmarks.cv import image_task  # noqa: E402
 from benchmarks.cv.mnist_task import MnistTask  # noqa: E402
 from horovod_dpsgd.training import main  # noqa: E402
 
-TASKS = {"mnist": MnistTask}
+TASKS = {"mnist": MnistTask, **image_task.TASKS}
 
 if __name__ == "__main__":
     main(__doc__, TASKS, HERE / "recipes", default_recipe="mnist")
