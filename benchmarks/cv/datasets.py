@@ -207,9 +207,12 @@ class DecodedFolders:
         for sample in range(len(pixels)):
             path = self.folders.path(sample)
             image = class_folders.read_image(path)
-            if not self.cut and image.size != (self.size, self.size):
+            if image.size == (self.size, self.size):
+                pixels[sample] = np.asarray(image).transpose(2, 0, 1)  # as the view gives it, in half the time
+            elif self.cut:
+                pixels[sample] = view(image)
+            else:
                 raise DataError(f"image {path} is {image.width} x {image.height}, not {self.size} x {self.size}")
-            pixels[sample] = view(image)
         return Decoded(pixels, self.folders.labels)
 
 
