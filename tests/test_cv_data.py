@@ -635,12 +635,17 @@ def test_synthetic_images_have_the_data_sets_shapes_and_are_few(name, size, samp
     assert found.samples == samples and "synthetic" in found.data
     ((images, labels),) = train_batches(found, [0, samples - 1, 7])
     assert images.shape == (3, *shape) and labels.max() < found.classes
-    assert found.train.pixels.nbytes < 50e6
+    assert found.train.pixels.nbytes < 50e6 and len(found.heldout) == 1000
     first, later = (found.train.batches([Request(np.array([n]), None)]) for n in (3, 503))
     assert_same(list(first), list(later))
 
 
 CPU = {"cifar10-cpu", "fashion-mnist-cpu"}
+
+
+def test_synthetic_images_need_no_workers():
+    keys = {"synthetic": True, "data_options": {"workers": 8, "image_size": 16}}  # a recipe may ask for them
+    assert isinstance(ImageTask(recipe("imagenet", None, **keys)).train, in_memory.RandomImages)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -42,15 +42,14 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set before its files are seen. `samples`, `heldout` and `classes` are those of its
-    synthetic form; `size`: pixels a side, unless image_size says another; mean and std: of pixels in [0, 1].
+    """What is known of a data set before its files are seen. `samples` and `classes` are those of its synthetic
+    form; `size`: pixels a side, unless image_size says another; mean and std: of pixels in [0, 1].
 
     find: the files, from --data-dir and whether something may be fetched. Raises DataError if they are not there.
     """
 
     title: str
     samples: int
-    heldout: int
     classes: int
     channels: int
     size: int
@@ -264,22 +263,22 @@ LIKE_IMAGENET = partial(
 )
 DATA_SETS = {
     "cifar10": DataSet(
-        title="CIFAR-10", samples=50_000, heldout=10_000, classes=10, channels=3, size=32,
+        title="CIFAR-10", samples=50_000, classes=10, channels=3, size=32,
         mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),  # kuangliu/pytorch-cifar, main.py
         augmentation=CropAndFlip(4, True), find=find_cifar10,
     ),
     "fashion-mnist": DataSet(
-        title="Fashion-MNIST", samples=60_000, heldout=10_000, classes=10, channels=1, size=28,
+        title="Fashion-MNIST", samples=60_000, classes=10, channels=1, size=28,
         mean=(0.2860,), std=(0.3530,),  # in general use; not computed here
         augmentation=CropAndFlip(2, True), find=find_fashion_mnist,
     ),
     "mnist-images": DataSet(
-        title="MNIST", samples=60_000, heldout=10_000, classes=10, channels=1, size=28,
+        title="MNIST", samples=60_000, classes=10, channels=1, size=28,
         mean=(0.1307,), std=(0.3081,),  # tests/test_mnist_data.py computes them
         augmentation=CropAndFlip(2, False), find=find_mnist,
     ),
     "imagenet": LIKE_IMAGENET(
-        title="ImageNet-1K", samples=1_281_167, heldout=50_000, classes=1000, find=find_imagenet
+        title="ImageNet-1K", samples=1_281_167, classes=1000, find=find_imagenet
     ),
-    "folder": LIKE_IMAGENET(title="folder", samples=10_000, heldout=1_000, classes=10, find=find_folder),
+    "folder": LIKE_IMAGENET(title="folder", samples=10_000, classes=10, find=find_folder),
 }  # fmt: skip

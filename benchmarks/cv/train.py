@@ -3,7 +3,9 @@
     mpirun -np 5 --oversubscribe python benchmarks/cv/train.py --algo dpsgd
     horovodrun -np 16 -H host1:8,host2:8 python benchmarks/cv/train.py --algo dpsgd
 
-With no recipe, the paper's MNIST task (Section 2.2).
+    mpirun -np 16 --oversubscribe python benchmarks/cv/train.py --recipe cifar10-cpu --data-dir DIR
+
+With no recipe, the paper's MNIST task (Section 2.2). What DIR may hold: benchmarks/cv/datasets.py.
 """
 
 import sys
