@@ -1,0 +1,184 @@
+"""Images in classes, from memory or from disk, and the networks of `benchmarks/cv/models`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.cv import in_memory
+from benchmarks.cv.class_folders import ClassFolders
+from benchmarks.cv.datasets import DATA_SETS, DataSet, DecodedFolders, Found
+from benchmarks.cv.images import Images, Request, first_of_each_class
+from benchmarks.cv.in_memory import InMemoryImages, RandomImages, Source
+from benchmarks.cv.on_disk import OnDiskImages
+from horovod_dpsgd.errors import DataError, RecipeError
+from horovod_dpsgd.learners import seed_for
+from horovod_dpsgd.training import Batch, Recipe, Score, Task
+
+EVALUATION_PIXELS = {"cpu": 2**19, "cuda": 2**23}  # of a held-out batch: 512 images of CIFAR, or 167 of ImageNet
+
+SYNTHETIC_HELDOUT = 1_000  # images: few, as it is training whose speed is measured
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What a recipe's data_options may hold.
+
+    augment: random crops and flips; subset: train on the first so many samples, evenly of all classes; workers:
+    processes that decode images ahead, for images read from disk; image_size: pixels a side, for tasks imagenet and
+    folder; in_memory: decode those once too (then resized and cut to image_size, and augmented by flips alone).
+    """
+
+    augment: bool = True
+    subset: int | None = None
+    workers: int = 0
+    image_size: int | None = None
+    in_memory: bool = False
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> DataOptions:
+        """Raises RecipeError for an option that is unknown, wrong, or has no meaning for the recipe's task."""
+        given: dict[str, Any] = getattr(recipe, "data_options", {})
+        if unknown := given.keys() - cls.__dataclass_fields__.keys():
+            known = ", ".join(cls.__dataclass_fields__)
+            raise RecipeError(f"data_options: unknown {', '.join(map(str, unknown))}; known: {known}")
+        for name in ("augment", "in_memory"):
+            if not isinstance(given.get(name, False), bool):
+                raise RecipeError(f"data_options.{name}: {given[name]!r} is not true or false")
+        for name, least in (("subset", 1), ("workers", 0), ("image_size", 8)):
+            value = given.get(name, least)
+            if value is not None and (type(value) is not int or value < least):
+                raise RecipeError(f"data_options.{name}: {value!r} is not a whole number of at least {least}")
+        options = cls(**given)
+        any_size = DATA_SETS[recipe.task].any_size
+        if not any_size and (options.image_size or options.in_memory):
+            raise RecipeError(f"data_options: task {recipe.task} has neither image_size nor in_memory: both are fixed")
+        if options.workers and (options.in_memory or not any_size):
+            raise RecipeError("data_options.workers: these images are in memory; workers are for those read from disk")
+        return options
+
+
+class ImageTask(Task):
+    """Classification of the images of `DATA_SETS[recipe.task]`.
+
+    Batches are uint8 images [B, C, H, W], as few bytes as possible on their way to the device, and labels [B]; pixels
+    are normalised just before the network. Augmentations are drawn from the seed and the numbers of the batch's
+    samples, so they are the same for any number of workers and learners, and in a run that is resumed.
+    """
+
+    def __init__(self, recipe: Recipe, may_fetch: bool = True) -> None:
+        self.recipe, self.options = recipe, DataOptions.of(recipe)
+        data_set = DATA_SETS[recipe.task]
+        self.channels, self.size = data_set.channels, self.options.image_size or data_set.size
+        self.mean, self.std = (torch.tensor(each).mul(255)[:, None, None] for each in (data_set.mean, data_set.std))
+        if recipe.synthetic:
+            self._take_noise(data_set)
+        else:
+            self._take(data_set.find(recipe.data_dir, may_fetch), data_set)
+        from benchmarks.cv import models
+
+        models.check(**self._model_arguments())  # while it is still one line for the user
+        self.chosen = self._subset()
+        self.samples = len(self.chosen)
+        if self.samples < len(self.train):
+            self.data += f", {self.samples:,} of {len(self.train):,} training images"
+
+    def _take_noise(self, data_set: DataSet) -> None:
+        self.classes, self.data = data_set.classes, f"synthetic {data_set.title}"
+        shape = self.channels, self.size, self.size
+        self.train, self.heldout = (
+            RandomImages(samples, self.classes, shape, data_set.augmentation)
+            for samples in (data_set.samples, SYNTHETIC_HELDOUT)
+        )
+
+    def _take(self, found: Found, data_set: DataSet) -> None:
+        self.data = found.words
+        self.classes = len(found.train.classes) if isinstance(found.train, ClassFolders) else data_set.classes
+        self.train, self.heldout = (
+            self._images(part, name, data_set) for part, name in ((found.train, "train"), (found.heldout, "heldout"))
+        )
+        for images in (self.train, self.heldout):
+            if not len(images) or images.labels.max() >= self.classes:
+                raise DataError(f"{found.words} is to have {self.classes} classes, 0 to {self.classes - 1}")
+
+    def _images(self, part: Source | ClassFolders, name: str, data_set: DataSet) -> Images:
+        if isinstance(part, ClassFolders):
+            if not self.options.in_memory:
+                return OnDiskImages(part, self.size, self.options.workers, pin=self.recipe.device == "cuda")
+            part = DecodedFolders(part, self.size, cut=True)
+        return InMemoryImages(in_memory.load(part, f"{self.recipe.task}-{name}"), data_set.augmentation)
+
+    def _subset(self) -> np.ndarray:
+        wanted, there = self.options.subset, len(self.train)
+        if wanted is None or wanted == there:
+            return np.arange(there)
+        try:
+            return first_of_each_class(self.train.labels, self.classes, wanted)
+        except ValueError as error:
+            raise RecipeError(f"data_options.subset: {error}") from error
+
+    # ---- model ----
+
+    def make_model(self) -> nn.Module:
+        from benchmarks.cv import models
+
+        return models.make(**self._model_arguments())
+
+    def _model_arguments(self) -> dict[str, Any]:
+        follow = {
+            "name": self.recipe.model,
+            "classes": self.classes,
+            "image_size": self.size,
+            "channels": self.channels,
+        }
+        if given := follow.keys() & self.recipe.model_options.keys():
+            raise RecipeError(f"model_options: {', '.join(sorted(given))} cannot be chosen there")
+        return follow | self.recipe.model_options
+
+    # ---- data ----
+
+    def train_batches(self, indices: Iterable[Tensor]) -> Iterator[Batch]:
+        return self.train.batches(self._request(self.chosen[batch.numpy()]) for batch in indices)
+
+    def _request(self, samples: np.ndarray) -> Request:
+        """The same samples come together again only by a rare chance, unless a batch is a single one."""
+        if not self.options.augment:
+            return Request(samples, None)
+        digest = hashlib.blake2b(samples.tobytes(), digest_size=8).digest()
+        return Request(samples, seed_for("augmentation", self.recipe.seed, int.from_bytes(digest, "little")))
+
+    def shard_batches(self, part: str, shard: int, shards: int) -> Iterator[Batch]:
+        images, samples = (self.train, self.chosen) if part == "train" else (self.heldout, np.arange(len(self.heldout)))
+        batch = max(1, EVALUATION_PIXELS[self.recipe.device] // self.size**2)
+        if part == "train":  # gradients are wanted of these, and only of the training batch is it known that they fit
+            batch = max(1, min(batch, self.recipe.batch_size // shards))
+        mine = samples[shard::shards]
+        return images.batches(Request(mine[at : at + batch], None) for at in range(0, len(mine), batch))
+
+    # ---- loss ----
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(model(self.normalised(images)), labels)
+
+    def score(self, model: nn.Module, batch: Batch) -> Score:
+        images, labels = batch
+        logits = model(self.normalised(images)).float()
+        errors = (logits.argmax(1) != labels).sum()
+        return Score(float(F.cross_entropy(logits, labels, reduction="sum")), float(errors), len(labels))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 pixels to float32 of about mean 0 and variance 1 in each channel."""
+        if self.mean.device != images.device:
+            self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        return images.float().sub_(self.mean).div_(self.std)
+
+
+TASKS = dict.fromkeys(DATA_SETS, ImageTask)
