@@ -74,7 +74,7 @@ def parser(description: str, default_recipe: str) -> Parser:
         "--resume",
         nargs="?",
         const="run",
-        choices=["auto"],
+        choices=["run", "auto"],
         metavar="auto",
         help="go on from the newest intact checkpoint in --output; auto: or start, if no run is there yet",
     )
