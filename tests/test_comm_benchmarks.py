@@ -3,6 +3,7 @@ beyond that it took some time."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -11,9 +12,27 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, run
 
-from benchmarks.comm import jobs, measure, methods, output, summary, tables
+from benchmarks.comm import (
+    arguments,
+    decent_dp_peer,
+    exchange,
+    fused,
+    jobs,
+    loop_overhead,
+    measure,
+    methods,
+    osu_get_bw,
+    osu_get_latency,
+    output,
+    progress,
+    slow_learner,
+    step_overhead,
+    summary,
+    tables,
+    wire_bytes,
+)
 from benchmarks.two_hosts.netns import why_not
-from horovod_dpsgd import learners
+from horovod_dpsgd import gossip, learners
 
 COMM = REPOSITORY / "benchmarks" / "comm"
 
@@ -31,7 +50,13 @@ def lines(path, kind="row"):
     [("1KB", 1024, "1 KB"), ("44MB", 44 * 2**20, "44 MB"), ("64", 64, "64 B"), ("4M", 4 * 2**20, "4 MB")],
 )
 def test_sizes_are_read_and_written_as_osu_does(text, nbytes, name):
-    assert (output.bytes_of(text), output.size_name(nbytes)) == (nbytes, name)
+    assert (arguments.bytes_of(text), output.size_name(nbytes)) == (nbytes, name)
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1KB", "1.5.2KB", "nan", "infMB", "1TB", "1 KB"])
+def test_what_is_no_size_is_said(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
+        arguments.bytes_of(text)
 
 
 def test_durations():
@@ -60,6 +85,89 @@ def test_a_spent_budget_leaves_three_turns():
     assert stopwatch.compare({"A": lambda: None})["A"].each.shape == (1, measure.LEAST_TURNS)
 
 
+# Command lines
+
+WRONG = [
+    (exchange, "--sizes 1KB,foo", "argument --sizes: 'foo' is not a size such as 64, 16KB or 44MB"),
+    (exchange, "--sizes 2", "argument --sizes: '2' is too small for a weight, which takes 4 bytes"),
+    (exchange, "--turns 0", "argument --turns: '0' is not a whole number of 1 or more"),
+    (exchange, "--budget nan", "argument --budget: 'nan' is not a number of 0 or more"),
+    (exchange, "--topology torus", "argument --topology: invalid choice: 'torus' (choose from "),
+    (
+        exchange,
+        "--topology complete --compression bfloat16",
+        "--compression bfloat16: topology complete exchanges no compressed weights",
+    ),
+    (step_overhead, "--model nonsense", "argument --model: unknown model 'nonsense': gpt-small, or one of torchvision"),
+    (step_overhead, "--compare --algos dpsgd,foo", "argument --algos: 'foo' is none of 'dpsgd', 'adpsgd', 'ssgd'"),
+    (step_overhead, "--compare --algos dpsgd,dpsgd", "argument --algos: 'dpsgd,dpsgd' names one twice"),
+    (step_overhead, "--num-iters -1", "argument --num-iters: '-1' is not a whole number of 1 or more"),
+    (
+        step_overhead,
+        "--algo dpsgd --topology hierarchical --compression bfloat16",
+        "--compression bfloat16: topology hierarchical exchanges no compressed weights",
+    ),
+    (
+        step_overhead,
+        "--algo adpsgd --compression bfloat16",
+        "--compression bfloat16 is of dpsgd, which is not among adpsgd",
+    ),
+    (slow_learner, "--algos adpsgd,", "argument --algos: '' is none of 'dpsgd', 'adpsgd', 'ssgd'"),
+    (slow_learner, "--compute -1", "argument --compute: '-1' is not a number of 0 or more"),
+    (slow_learner, "", "this is about one learner and the others: start 2 or more"),
+    (fused, "--optimizers Adam;Adagrad", "argument --optimizers: 'Adagrad' is none of 'SGD, momentum', 'Adam', "),
+    (osu_get_bw, "-m 1", "argument -m/--message-size: '1' is no MIN:MAX with a power of two between, such as 1:4M"),
+    (osu_get_bw, "-m 5:7", "argument -m/--message-size: '5:7' is no MIN:MAX with a power of two between"),
+    (osu_get_bw, "-i 0", "argument -i/--iterations: '0' is not a whole number of 1 or more"),
+    (osu_get_latency, "", "this measures between 2 learners, not 1"),
+    (progress, "--seconds 0", "argument --seconds: '0' is not a number of 0.01 or more"),
+    (progress, "", "this is about 2 learners on 2 nodes, not 1 on 1 (see --help)"),
+    (wire_bytes, "--size big", "argument --size: 'big' is not a size"),
+    (loop_overhead, "--steps 1.5", "argument --steps: '1.5' is not a whole number of 1 or more"),
+    (loop_overhead, "--output /dev/null/a/b", "--output /dev/null/a/b: Not a directory"),
+    (decent_dp_peer, "--batch-size none", "argument --batch-size: 'none' is not a whole number of 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("script", "words", "error"), WRONG)
+def test_what_cannot_be_measured_is_one_line_and_status_2(script, words, error, monkeypatch, capsys):
+    name = f"{script.__name__.rpartition('.')[2]}.py"
+    monkeypatch.setattr(sys, "argv", [name, *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert said.err.startswith(f"{name}: error: {error}")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("words", [["--algos", "dpsgd,foo"], ["--output", "/dev/null/out.jsonl"]])
+def test_one_learner_says_it(mpirun, words):
+    """What each finds before MPI starts, and what only learner 0 can find."""
+    done = mpirun(2, COMM / "slow_learner.py", *words, status=2)
+    assert done.stderr.count("slow_learner.py: error: ") == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_every_option_of_gossip_is_that_of_the_exchange_that_is_timed():
+    us, buffers = learners.start(), methods.Buffers(1024)
+    for options, kind, name in (
+        ({}, gossip.NeighbourExchange, "gossip exchange"),
+        ({"topology_name": "ring"}, gossip.NeighbourExchange, "gossip exchange (ring)"),
+        ({"compression": "bfloat16"}, gossip.NeighbourExchange, "gossip exchange (matching, bfloat16)"),
+        ({"topology_name": "hierarchical"}, gossip.NodeExchange, "gossip exchange (hierarchical)"),
+    ):
+        method = methods.Gossip(us, buffers, True, **options)
+        method()
+        assert (type(method.exchange), method.name) == (kind, name)
+        assert method.exchange.topology.name == options.get("topology_name", "matching")
+        assert getattr(method.exchange, "compressed", False) == ("compression" in options)
+        method.close()
+
+
 # Programs
 
 
@@ -77,6 +185,17 @@ def test_exchange_compares_all_methods_with_the_floor(tmp_path, mpirun, n):
     assert about["learners"] == n
     assert about["command"].startswith(f"mpirun -np {n} python benchmarks/comm/exchange.py --sizes 1KB,64KB")
     assert "| 64 KB | gossip exchange" in done.stdout
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("compression", ["none", "bfloat16"])
+def test_exchange_takes_any_topology(tmp_path, mpirun, compression):
+    file = tmp_path / "out.jsonl"
+    short = ["--sizes", "64KB", "--turns", 3, "--no-horovod", "--output", file]
+    mpirun(3, COMM / "exchange.py", "--topology", "ring", "--compression", compression, *short)
+    (row,) = [row for row in lines(file) if row["method"].startswith(methods.Gossip.name)]
+    assert row["method"] == arguments.exchange_name(methods.Gossip.name, "ring", compression)
+    assert (row["topology"], row["compression"]) == ("ring", compression)
 
 
 @pytest.mark.mpi
@@ -129,8 +248,7 @@ def test_osu_output_has_the_form_its_users_know(mpirun, program, test, column):
 
 @pytest.mark.mpi
 def test_osu_wants_two_learners(mpirun):
-    done = mpirun(3, COMM / "osu_get_bw.py", status=None)
-    assert done.returncode != 0
+    done = mpirun(3, COMM / "osu_get_bw.py", status=2)
     assert "error: this measures between 2 learners, not 3" in done.stderr
 
 
@@ -165,9 +283,16 @@ def test_steps_of_every_algorithm_are_compared_with_local_ones(tmp_path, mpirun)
         assert row["exposed"] >= 0
 
 
-def test_an_unknown_model_is_one_line():
-    done = run([sys.executable, str(COMM / "step_overhead.py"), "--model", "nonsense", "--algo", "local"], 60, 2)
-    assert "step_overhead.py: error: unknown model 'nonsense'" in done.stdout
+@pytest.mark.mpi
+def test_steps_take_any_topology_and_compression(tmp_path, mpirun):
+    file = tmp_path / "out.jsonl"
+    options = ["--topology", "ring", "--compression", "bfloat16", "--algos", "dpsgd,adpsgd"]
+    command = ["--compare", "--model", "squeezenet1_1", "--image-size", 64, *options, *SHORT_STEPS, "--output", file]
+    done = mpirun(2, COMM / "step_overhead.py", *command)
+    exchanged = [(row["algo"], row["topology"], row["compression"]) for row in lines(file)]
+    assert exchanged == [("dpsgd", "ring", "bfloat16"), ("adpsgd", "ring", "none")]
+    assert "| dpsgd (ring, bfloat16) " in done.stdout
+    assert "| adpsgd (ring) " in done.stdout
 
 
 def test_the_loop_is_compared_with_a_bare_one(tmp_path):
@@ -232,7 +357,7 @@ def test_measurements_between_two_hosts(tmp_path, script, options, expected):
 
 @pytest.mark.mpi
 def test_progress_wants_two_nodes(mpirun):
-    assert "error: this is about 2 learners on 2 nodes" in mpirun(1, COMM / "progress.py", status=2).stdout
+    assert "error: this is about 2 learners on 2 nodes" in mpirun(2, COMM / "progress.py", status=2).stderr
 
 
 # All of them
