@@ -31,6 +31,7 @@ from benchmarks.comm import (
     tables,
     wire_bytes,
 )
+from benchmarks.comm import run as run_all
 from benchmarks.two_hosts.netns import why_not
 from horovod_dpsgd import gossip, learners
 
@@ -386,6 +387,70 @@ def test_run_measures_what_is_missing_and_writes_tables_and_plots(tmp_path):
         assert (results / f"{plot}.svg").read_text().startswith("<?xml")
     assert (results / "summary.md").read_text().count("not measured") == len(summary.GOALS)  # 44 MB was not
     assert "exchange-n2: done before" in run(command, 60, 0).stdout
+
+
+@pytest.mark.mpi
+@two_hosts
+def test_run_measures_between_the_hosts_it_is_given(tmp_path):
+    """Emulated ones, but as if they were real: run.py itself is started on one of them."""
+    world = [sys.executable, "-m", "benchmarks.two_hosts", "--timeout", "280"]
+    command = ["--hosts", "host1:1,host2:1", "--quick", "--runs", str(tmp_path), "--only", "exchange-two-hosts"]
+    run([*world, sys.executable, str(COMM / "run.py"), *command], 300, 0)
+    folder = tmp_path / "comm-hosts-quick"
+    (about,) = lines(folder / "exchange-two-hosts.jsonl", "run")
+    assert (about["learners"], about["nodes"]) == (2, 2)
+    text = (folder / "results" / "two-hosts.md").read_text()
+    assert "## 2 learners; hosts host1:1,host2:1; " in text
+    assert "emulated" not in text
+    assert (folder / "results" / "two-hosts-time.png").exists()
+
+
+def test_real_hosts_are_for_what_is_measured_between_hosts_and_have_no_limit():
+    here = [job for job in jobs.all_jobs() if job.link == "unlimited"]
+    there = jobs.jobs_between("node1:1,node2:1")
+    assert [job.script for job in there] == [job.script for job in here]
+    for job in there:
+        command = job.command()
+        assert command[command.index("-np") :][:4:3] == ["-np", "node1:1,node2:1"]
+        assert not {"benchmarks.two_hosts", "--rate"} & set(command)
+    assert len({job.name for job in there}) == len(there)
+
+
+def test_committed_lines_are_begun_with_and_the_tables_made_of_them(tmp_path, monkeypatch, capsys):
+    """A run with nothing of its own, beside tables whose lines lie in raw/."""
+    raw = tmp_path / "tables" / "raw"
+    raw.mkdir(parents=True)
+    about = {"kind": "run", "machine": "a machine", "date": "-", "git": "-", "versions": {}, "learners": 1}
+    row = {"kind": "row", "loop": "bare", "batch": 400, "seconds": 0.0123, "ratio": 1, "ratio_quartiles": [1, 1]}
+    (raw / "loop-400.jsonl").write_text(f"{json.dumps(about)}\n{json.dumps(row)}\n")
+    command = ["run.py", "--runs", str(tmp_path / "runs"), "--results", str(raw.parent)]
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "loop-400"])
+    run_all.main()
+    assert "loop-400: done before" in capsys.readouterr().out
+    assert "| 12.3 ms" in (raw.parent / "step-overhead.md").read_text()
+    own = tmp_path / "runs" / "comm" / "loop-400.jsonl"
+    own.write_text(own.read_text().replace("0.0123", "0.0456"))  # measured again: what is here counts
+    monkeypatch.setattr(sys, "argv", [*command, "--report"])
+    run_all.main()
+    assert "| 45.6 ms" in (raw.parent / "step-overhead.md").read_text()
+    assert (raw / "loop-400.jsonl").read_text() == own.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("--hosts node1:2,node2:2", "argument --hosts: 'node1:2,node2:2' are not two hosts with a learner each"),
+        ("--hosts node1", "argument --hosts: 'node1' are not two hosts"),
+        ("--only nothing", "no measurement is called nothing (--list names them)"),
+    ],
+)
+def test_run_says_what_it_cannot_do_in_one_line(words, error, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        run_all.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"run.py: error: {error}")
 
 
 def test_the_summary_says_by_how_much_a_goal_is_missed(tmp_path):
