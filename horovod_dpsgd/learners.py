@@ -12,6 +12,7 @@ import random
 import sys
 import traceback
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -73,8 +74,17 @@ class Learners:
         """The rank inside `node` of a learner that shares memory with this one."""
         return self.node_of[:rank].count(self.node_of[rank])
 
-    def ring_all_reduce_bytes(self, nbytes: int) -> int:
-        """What a learner sends in a ring all-reduce of `nbytes`: 2 (n-1)/n of them (MPI may choose another way)."""
+    def elsewhere(self, ranks: Iterable[int]) -> list[int]:
+        """Those of these learners that do not share memory with this one."""
+        return [k for k in ranks if not self.shares_memory_with(k)]
+
+    def ring_all_reduce_bytes(self, nbytes: int, between_nodes: bool = False) -> int:
+        """What a learner sends in a ring all-reduce of `nbytes`: 2 (n-1)/n of them (MPI may choose another way).
+
+        All of it goes to the next learner; between_nodes: 0 if that one is on the same node.
+        """
+        if between_nodes and not self.elsewhere([(self.rank + 1) % self.size]):
+            return 0
         return 2 * (self.size - 1) * nbytes // self.size
 
     # Collective calls: every learner must make them, in the same order.
