@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -79,8 +79,17 @@ class Learners:
         """The rank inside `node` of a learner that shares memory with this one."""
         return self.node_of[:rank].count(self.node_of[rank])
 
-    def ring_all_reduce_bytes(self, nbytes: int) -> int:
-        """What a learner sends in a ring all-reduce of `nbytes`: 2 (n-1)/n of them (MPI may choose another way)."""
+    def elsewhere(self, ranks: Iterable[int]) -> list[int]:
+        """Those of these learners that do not share memory with this one."""
+        return [k for k in ranks if not self.shares_memory_with(k)]
+
+    def ring_all_reduce_bytes(self, nbytes: int, between_nodes: bool = False) -> int:
+        """What a learner sends in a ring all-reduce of `nbytes`: 2 (n-1)/n of them (MPI may choose another way).
+
+        All of it goes to the next learner; between_nodes: 0 if that one is on the same node.
+        """
+        if between_nodes and not self.elsewhere([(self.rank + 1) % self.size]):
+            return 0
         return 2 * (self.size - 1) * nbytes // self.size
 
     # Collective calls: every learner must make them, in the same order.
@@ -177,7 +186,7 @@ def start() -> Learners:
 
 
 def _end_with_launcher() -> None:
-    """Have the kernel kill this learner when its launcher is killed: one that computes, or is stopped, would live on."""
+    """Have the kernel kill this learner when its launcher is killed: one that computes or is stopped would live on."""
     if any(name in os.environ for name in RANK_VARIABLES):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

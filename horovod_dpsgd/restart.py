@@ -105,7 +105,9 @@ def say(line: str) -> None:
 def _answers(host: tuple[str, int], check: str) -> bool:
     command = shlex.split(check.replace("{host}", host[0]))
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_SECONDS, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         answers = False
     else:

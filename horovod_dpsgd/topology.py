@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-DRAWN_AT_ONCE = 64  # permutations
+DRAWN_AT_ONCE = 64  # steps' permutations, or partners
 
 
 class Topology(ABC):
@@ -45,7 +45,8 @@ class Topology(ABC):
         partners = self.partners(step, rank)
         if len(partners) < 2:
             return next(iter(partners), None)
-        return int(np.random.default_rng((self.seed, step, rank)).choice(partners))
+        drawn = _fractions(self.seed, rank, step // DRAWN_AT_ONCE)[step % DRAWN_AT_ONCE]
+        return partners[int(drawn * len(partners))]
 
     def matrix(self, step: int) -> np.ndarray:
         """T_t as an array [n, n]."""
@@ -89,6 +90,16 @@ def _permutations(size: int, seed: int, block: int) -> list[list[int]]:
     """Of the steps from DRAWN_AT_ONCE x `block` on."""
     orders = np.tile(np.arange(size), (DRAWN_AT_ONCE, 1))
     drawn: list[list[int]] = np.random.default_rng((seed, block)).permuted(orders, axis=1).tolist()
+    return drawn
+
+
+@functools.lru_cache(maxsize=8)
+def _fractions(seed: int, rank: int, block: int) -> list[float]:
+    """Uniform numbers in [0, 1) for the steps from DRAWN_AT_ONCE x `block` on, each learner's its own.
+
+    The last word of the key is never 0, as it would be in the key of `_permutations`, which NumPy fills up with zeros.
+    """
+    drawn: list[float] = np.random.default_rng((seed, rank, block + 1)).random(DRAWN_AT_ONCE).tolist()
     return drawn
 
 

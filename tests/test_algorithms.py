@@ -35,6 +35,11 @@ def test_mixing_matches_the_matrix_and_keeps_the_mean(mpirun, nodes):
     assert "kept" in mpirun(len(nodes), PROGRAMS / "mixing_keeps_the_mean.py", "--nodes", nodes).stdout
 
 
+@pytest.mark.parametrize("nodes", ["0", "000", "01", "0011", "00122"])
+def test_bytes_are_those_of_the_matrix_and_the_nodes(mpirun, nodes):
+    assert "counted" in mpirun(len(nodes), PROGRAMS / "bytes_are_counted.py", "--nodes", nodes).stdout
+
+
 @placements
 def test_adpsgd_keeps_the_mean_to_the_last_bit(mpirun, nodes):
     done = mpirun(len(nodes), PROGRAMS / "adpsgd_keeps_the_mean.py", 12, 10_000, "--nodes", nodes)

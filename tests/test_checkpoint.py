@@ -147,8 +147,17 @@ def test_the_mean_of_a_checkpoint_is_that_of_weights_and_moments(tmp_path):
     files, numbers = {}, [1.0, 4.0, 10.0]
     for rank, number in enumerate(numbers):
         moments = {0: {"step": torch.tensor(9.0), "exp_avg": torch.tensor([number, -number])}}
-        model = {"w": torch.tensor([number]), "seen": torch.tensor(9), "half": torch.tensor([number], dtype=torch.float16)}
-        algorithm = {"algorithm": "dpsgd", "step": 9, "model": model, "optimizer": {"state": moments, "param_groups": []}}
+        model = {
+            "w": torch.tensor([number]),
+            "seen": torch.tensor(9),
+            "half": torch.tensor([number], dtype=torch.float16),
+        }
+        algorithm = {
+            "algorithm": "dpsgd",
+            "step": 9,
+            "model": model,
+            "optimizer": {"state": moments, "param_groups": []},
+        }
         path = folder / checkpoint.file_name(rank)
         torch.save({"algorithm": algorithm, "random": {"python": ()}, "seconds": 2.0}, path)
         files[path.name] = (path.stat().st_size, checkpoint.sha256(path))
@@ -184,7 +193,9 @@ KINDS = {
 
 
 def weights(folder: Path, step: int, rank: int) -> dict:
-    return checkpoint._read(Manifest.read(checkpoint.folder_of(folder / "checkpoints", step)), rank)["algorithm"]["model"]
+    return checkpoint._read(Manifest.read(checkpoint.folder_of(folder / "checkpoints", step)), rank)["algorithm"][
+        "model"
+    ]
 
 
 def assert_equal(one: Path, other: Path, step: int, learners: int) -> None:

@@ -3,6 +3,7 @@ beyond that it took some time."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -11,9 +12,28 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, run
 
-from benchmarks.comm import jobs, measure, methods, output, summary, tables
+from benchmarks.comm import (
+    arguments,
+    decent_dp_peer,
+    exchange,
+    fused,
+    jobs,
+    loop_overhead,
+    measure,
+    methods,
+    osu_get_bw,
+    osu_get_latency,
+    output,
+    progress,
+    slow_learner,
+    step_overhead,
+    summary,
+    tables,
+    wire_bytes,
+)
+from benchmarks.comm import run as run_all
 from benchmarks.two_hosts.netns import why_not
-from horovod_dpsgd import learners
+from horovod_dpsgd import gossip, learners
 
 COMM = REPOSITORY / "benchmarks" / "comm"
 
@@ -31,7 +51,13 @@ def lines(path, kind="row"):
     [("1KB", 1024, "1 KB"), ("44MB", 44 * 2**20, "44 MB"), ("64", 64, "64 B"), ("4M", 4 * 2**20, "4 MB")],
 )
 def test_sizes_are_read_and_written_as_osu_does(text, nbytes, name):
-    assert (output.bytes_of(text), output.size_name(nbytes)) == (nbytes, name)
+    assert (arguments.bytes_of(text), output.size_name(nbytes)) == (nbytes, name)
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1KB", "1.5.2KB", "nan", "infMB", "1TB", "1 KB"])
+def test_what_is_no_size_is_said(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
+        arguments.bytes_of(text)
 
 
 def test_durations():
@@ -60,6 +86,89 @@ def test_a_spent_budget_leaves_three_turns():
     assert stopwatch.compare({"A": lambda: None})["A"].each.shape == (1, measure.LEAST_TURNS)
 
 
+# Command lines
+
+WRONG = [
+    (exchange, "--sizes 1KB,foo", "argument --sizes: 'foo' is not a size such as 64, 16KB or 44MB"),
+    (exchange, "--sizes 2", "argument --sizes: '2' is too small for a weight, which takes 4 bytes"),
+    (exchange, "--turns 0", "argument --turns: '0' is not a whole number of 1 or more"),
+    (exchange, "--budget nan", "argument --budget: 'nan' is not a number of 0 or more"),
+    (exchange, "--topology torus", "argument --topology: invalid choice: 'torus' (choose from "),
+    (
+        exchange,
+        "--topology complete --compression bfloat16",
+        "--compression bfloat16: topology complete exchanges no compressed weights",
+    ),
+    (step_overhead, "--model nonsense", "argument --model: unknown model 'nonsense': gpt-small, or one of torchvision"),
+    (step_overhead, "--compare --algos dpsgd,foo", "argument --algos: 'foo' is none of 'dpsgd', 'adpsgd', 'ssgd'"),
+    (step_overhead, "--compare --algos dpsgd,dpsgd", "argument --algos: 'dpsgd,dpsgd' names one twice"),
+    (step_overhead, "--num-iters -1", "argument --num-iters: '-1' is not a whole number of 1 or more"),
+    (
+        step_overhead,
+        "--algo dpsgd --topology hierarchical --compression bfloat16",
+        "--compression bfloat16: topology hierarchical exchanges no compressed weights",
+    ),
+    (
+        step_overhead,
+        "--algo adpsgd --compression bfloat16",
+        "--compression bfloat16 is of dpsgd, which is not among adpsgd",
+    ),
+    (slow_learner, "--algos adpsgd,", "argument --algos: '' is none of 'dpsgd', 'adpsgd', 'ssgd'"),
+    (slow_learner, "--compute -1", "argument --compute: '-1' is not a number of 0 or more"),
+    (slow_learner, "", "this is about one learner and the others: start 2 or more"),
+    (fused, "--optimizers Adam;Adagrad", "argument --optimizers: 'Adagrad' is none of 'SGD, momentum', 'Adam', "),
+    (osu_get_bw, "-m 1", "argument -m/--message-size: '1' is no MIN:MAX with a power of two between, such as 1:4M"),
+    (osu_get_bw, "-m 5:7", "argument -m/--message-size: '5:7' is no MIN:MAX with a power of two between"),
+    (osu_get_bw, "-i 0", "argument -i/--iterations: '0' is not a whole number of 1 or more"),
+    (osu_get_latency, "", "this measures between 2 learners, not 1"),
+    (progress, "--seconds 0", "argument --seconds: '0' is not a number of 0.01 or more"),
+    (progress, "", "this is about 2 learners on 2 nodes, not 1 on 1 (see --help)"),
+    (wire_bytes, "--size big", "argument --size: 'big' is not a size"),
+    (loop_overhead, "--steps 1.5", "argument --steps: '1.5' is not a whole number of 1 or more"),
+    (loop_overhead, "--output /dev/null/a/b", "--output /dev/null/a/b: Not a directory"),
+    (decent_dp_peer, "--batch-size none", "argument --batch-size: 'none' is not a whole number of 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("script", "words", "error"), WRONG)
+def test_what_cannot_be_measured_is_one_line_and_status_2(script, words, error, monkeypatch, capsys):
+    name = f"{script.__name__.rpartition('.')[2]}.py"
+    monkeypatch.setattr(sys, "argv", [name, *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert said.err.startswith(f"{name}: error: {error}")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("words", [["--algos", "dpsgd,foo"], ["--output", "/dev/null/out.jsonl"]])
+def test_one_learner_says_it(mpirun, words):
+    """What each finds before MPI starts, and what only learner 0 can find."""
+    done = mpirun(2, COMM / "slow_learner.py", *words, status=2)
+    assert done.stderr.count("slow_learner.py: error: ") == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_every_option_of_gossip_is_that_of_the_exchange_that_is_timed():
+    us, buffers = learners.start(), methods.Buffers(1024)
+    for options, kind, name in (
+        ({}, gossip.NeighbourExchange, "gossip exchange"),
+        ({"topology_name": "ring"}, gossip.NeighbourExchange, "gossip exchange (ring)"),
+        ({"compression": "bfloat16"}, gossip.NeighbourExchange, "gossip exchange (matching, bfloat16)"),
+        ({"topology_name": "hierarchical"}, gossip.NodeExchange, "gossip exchange (hierarchical)"),
+    ):
+        method = methods.Gossip(us, buffers, True, **options)
+        method()
+        assert (type(method.exchange), method.name) == (kind, name)
+        assert method.exchange.topology.name == options.get("topology_name", "matching")
+        assert getattr(method.exchange, "compressed", False) == ("compression" in options)
+        method.close()
+
+
 # Programs
 
 
@@ -77,6 +186,17 @@ def test_exchange_compares_all_methods_with_the_floor(tmp_path, mpirun, n):
     assert about["learners"] == n
     assert about["command"].startswith(f"mpirun -np {n} python benchmarks/comm/exchange.py --sizes 1KB,64KB")
     assert "| 64 KB | gossip exchange" in done.stdout
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("compression", ["none", "bfloat16"])
+def test_exchange_takes_any_topology(tmp_path, mpirun, compression):
+    file = tmp_path / "out.jsonl"
+    short = ["--sizes", "64KB", "--turns", 3, "--no-horovod", "--output", file]
+    mpirun(3, COMM / "exchange.py", "--topology", "ring", "--compression", compression, *short)
+    (row,) = [row for row in lines(file) if row["method"].startswith(methods.Gossip.name)]
+    assert row["method"] == arguments.exchange_name(methods.Gossip.name, "ring", compression)
+    assert (row["topology"], row["compression"]) == ("ring", compression)
 
 
 @pytest.mark.mpi
@@ -129,8 +249,7 @@ def test_osu_output_has_the_form_its_users_know(mpirun, program, test, column):
 
 @pytest.mark.mpi
 def test_osu_wants_two_learners(mpirun):
-    done = mpirun(3, COMM / "osu_get_bw.py", status=None)
-    assert done.returncode != 0
+    done = mpirun(3, COMM / "osu_get_bw.py", status=2)
     assert "error: this measures between 2 learners, not 3" in done.stderr
 
 
@@ -165,9 +284,16 @@ def test_steps_of_every_algorithm_are_compared_with_local_ones(tmp_path, mpirun)
         assert row["exposed"] >= 0
 
 
-def test_an_unknown_model_is_one_line():
-    done = run([sys.executable, str(COMM / "step_overhead.py"), "--model", "nonsense", "--algo", "local"], 60, 2)
-    assert "step_overhead.py: error: unknown model 'nonsense'" in done.stdout
+@pytest.mark.mpi
+def test_steps_take_any_topology_and_compression(tmp_path, mpirun):
+    file = tmp_path / "out.jsonl"
+    options = ["--topology", "ring", "--compression", "bfloat16", "--algos", "dpsgd,adpsgd"]
+    command = ["--compare", "--model", "squeezenet1_1", "--image-size", 64, *options, *SHORT_STEPS, "--output", file]
+    done = mpirun(2, COMM / "step_overhead.py", *command)
+    exchanged = [(row["algo"], row["topology"], row["compression"]) for row in lines(file)]
+    assert exchanged == [("dpsgd", "ring", "bfloat16"), ("adpsgd", "ring", "none")]
+    assert "| dpsgd (ring, bfloat16) " in done.stdout
+    assert "| adpsgd (ring) " in done.stdout
 
 
 def test_the_loop_is_compared_with_a_bare_one(tmp_path):
@@ -232,7 +358,7 @@ def test_measurements_between_two_hosts(tmp_path, script, options, expected):
 
 @pytest.mark.mpi
 def test_progress_wants_two_nodes(mpirun):
-    assert "error: this is about 2 learners on 2 nodes" in mpirun(1, COMM / "progress.py", status=2).stdout
+    assert "error: this is about 2 learners on 2 nodes" in mpirun(2, COMM / "progress.py", status=2).stderr
 
 
 # All of them
@@ -261,6 +387,70 @@ def test_run_measures_what_is_missing_and_writes_tables_and_plots(tmp_path):
         assert (results / f"{plot}.svg").read_text().startswith("<?xml")
     assert (results / "summary.md").read_text().count("not measured") == len(summary.GOALS)  # 44 MB was not
     assert "exchange-n2: done before" in run(command, 60, 0).stdout
+
+
+@pytest.mark.mpi
+@two_hosts
+def test_run_measures_between_the_hosts_it_is_given(tmp_path):
+    """Emulated ones, but as if they were real: run.py itself is started on one of them."""
+    world = [sys.executable, "-m", "benchmarks.two_hosts", "--timeout", "280"]
+    command = ["--hosts", "host1:1,host2:1", "--quick", "--runs", str(tmp_path), "--only", "exchange-two-hosts"]
+    run([*world, sys.executable, str(COMM / "run.py"), *command], 300, 0)
+    folder = tmp_path / "comm-hosts-quick"
+    (about,) = lines(folder / "exchange-two-hosts.jsonl", "run")
+    assert (about["learners"], about["nodes"]) == (2, 2)
+    text = (folder / "results" / "two-hosts.md").read_text()
+    assert "## 2 learners; hosts host1:1,host2:1; " in text
+    assert "emulated" not in text
+    assert (folder / "results" / "two-hosts-time.png").exists()
+
+
+def test_real_hosts_are_for_what_is_measured_between_hosts_and_have_no_limit():
+    here = [job for job in jobs.all_jobs() if job.link == "unlimited"]
+    there = jobs.jobs_between("node1:1,node2:1")
+    assert [job.script for job in there] == [job.script for job in here]
+    for job in there:
+        command = job.command()
+        assert command[command.index("-np") :][:4:3] == ["-np", "node1:1,node2:1"]
+        assert not {"benchmarks.two_hosts", "--rate"} & set(command)
+    assert len({job.name for job in there}) == len(there)
+
+
+def test_committed_lines_are_begun_with_and_the_tables_made_of_them(tmp_path, monkeypatch, capsys):
+    """A run with nothing of its own, beside tables whose lines lie in raw/."""
+    raw = tmp_path / "tables" / "raw"
+    raw.mkdir(parents=True)
+    about = {"kind": "run", "machine": "a machine", "date": "-", "git": "-", "versions": {}, "learners": 1}
+    row = {"kind": "row", "loop": "bare", "batch": 400, "seconds": 0.0123, "ratio": 1, "ratio_quartiles": [1, 1]}
+    (raw / "loop-400.jsonl").write_text(f"{json.dumps(about)}\n{json.dumps(row)}\n")
+    command = ["run.py", "--runs", str(tmp_path / "runs"), "--results", str(raw.parent)]
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "loop-400"])
+    run_all.main()
+    assert "loop-400: done before" in capsys.readouterr().out
+    assert "| 12.3 ms" in (raw.parent / "step-overhead.md").read_text()
+    own = tmp_path / "runs" / "comm" / "loop-400.jsonl"
+    own.write_text(own.read_text().replace("0.0123", "0.0456"))  # measured again: what is here counts
+    monkeypatch.setattr(sys, "argv", [*command, "--report"])
+    run_all.main()
+    assert "| 45.6 ms" in (raw.parent / "step-overhead.md").read_text()
+    assert (raw / "loop-400.jsonl").read_text() == own.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("--hosts node1:2,node2:2", "argument --hosts: 'node1:2,node2:2' are not two hosts with a learner each"),
+        ("--hosts node1", "argument --hosts: 'node1' are not two hosts"),
+        ("--only nothing", "no measurement is called nothing (--list names them)"),
+    ],
+)
+def test_run_says_what_it_cannot_do_in_one_line(words, error, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        run_all.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"run.py: error: {error}")
 
 
 def test_the_summary_says_by_how_much_a_goal_is_missed(tmp_path):

@@ -230,6 +230,22 @@ def test_a_partner_is_drawn_among_the_partners_all_equally_often(name):
         assert np.abs(np.delete(counts, 2) - chance * steps).max() < 4 * math.sqrt(steps * chance * (1 - chance))
 
 
+@names
+def test_partners_are_drawn_from_seed_step_and_rank_alone(name):
+    """Whatever was drawn before, and differently for other seeds, steps and learners."""
+    forwards = [[create(name, 6, seed=5).partner(step, rank) for rank in range(6)] for step in range(200)]
+    topo = create(name, 6, seed=5)
+    for step in reversed(range(200)):
+        assert [topo.partner(step, rank) for rank in reversed(range(6))] == forwards[step][::-1]
+    if name == "complete":  # whose partners are all the others, in order, for everyone
+        chosen = np.array([[k - (k > rank) for rank, k in enumerate(row)] for row in forwards])
+        others = np.array([[create(name, 6, seed=6).partner(step, rank) for rank in range(6)] for step in range(200)])
+        others -= others > np.arange(6)
+        unlike = [(chosen[:, 0], chosen[:, 1]), (chosen[:-1, 0], chosen[1:, 0]), (chosen[:136, 0], chosen[64:, 0])]
+        for one, other in [*unlike, (chosen[:, 0], others[:, 0])]:
+            assert np.mean(one == other) < 0.4, "one in five agrees by chance"
+
+
 def test_an_unknown_name_is_answered_with_all_names():
     with pytest.raises(ValueError, match="'torus'") as raised:
         create("torus", 4)

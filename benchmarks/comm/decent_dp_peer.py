@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch.distributed as dist
 
-from benchmarks.comm import measure, models
+from benchmarks.comm import arguments, measure, models
 from benchmarks.comm.models import Workload
-from benchmarks.comm.output import Output, duration, options
+from benchmarks.comm.output import Output, duration
 from benchmarks.comm.steps import AlgorithmSteps, LocalSteps, make_optimizer
 from horovod_dpsgd import learners
 from horovod_dpsgd.learners import Learners
@@ -56,11 +56,12 @@ class DecentSteps:
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--model", default="resnet18", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=8, help="of each learner (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=64, help="pixels a side (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="of a turn (default: %(default)s)")
+    parser = arguments.parser(__doc__)
+    count = arguments.count
+    parser.add_argument("--model", type=arguments.model, default="resnet18", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=count, default=8, help="of each learner (default: %(default)s)")
+    parser.add_argument("--image-size", type=count, default=64, help="pixels a side (default: %(default)s)")
+    parser.add_argument("--steps", type=count, default=10, help="of a turn (default: %(default)s)")
     given = parser.parse_args()
     us = learners.start()
     measure.use_cores(us)

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import nn
 
-from benchmarks.comm import measure, models
-from benchmarks.comm.output import Output, duration, options
+from benchmarks.comm import arguments, measure, models
+from benchmarks.comm.output import Output, duration
 from horovod_dpsgd import gossip, learners, topology
 from horovod_dpsgd.algorithms import Settings
 from horovod_dpsgd.algorithms.dpsgd import DPSGD
@@ -42,16 +42,23 @@ DEFAULT, FUSED, BLOCKS = "mix, then step()", "mix, then step(), fused=True", "by
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--model", default="resnet18", help="whose parameters (default: %(default)s)")
-    parser.add_argument("--optimizers", default=";".join(OPTIMIZERS), help='separated by ";" (default: %(default)s)')
+    parser = arguments.parser(__doc__)
+    parser.add_argument(
+        "--model", type=arguments.model, default="resnet18", help="whose parameters (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--optimizers",
+        type=arguments.names(OPTIMIZERS, ";"),
+        default=";".join(OPTIMIZERS),
+        help='separated by ";" (default: %(default)s)',
+    )
     given = parser.parse_args()
     us = learners.start()
     most = measure.use_cores(us)
     output = Output(given, "fused", us)
     stopwatch = measure.Stopwatch(us, given.turns, given.budget)
     rows = []
-    for name in given.optimizers.split(";"):
+    for name in given.optimizers:
         for threads in range(1, most + 1) if us.size == 1 else [most]:
             torch.set_num_threads(threads)
             with ExitStack() as until_done:

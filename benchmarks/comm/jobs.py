@@ -7,7 +7,7 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from benchmarks.experiments.launch import REPOSITORY, mpirun
 
 LINKS = {"unlimited": None, "1gbit": "1gbit"}  # between emulated hosts: name, and limit as `tc` writes it
 BITS_PER_SECOND = {"1gbit": 1e9}
+EMULATED = "host1:1,host2:1"
 MODELS = {  # name: options of a step that takes a second or so on one core
     "resnet18": ("--batch-size", "16", "--image-size", "112"),
     "vgg11_bn": ("--batch-size", "8", "--image-size", "64"),
@@ -25,9 +26,10 @@ FEW_STEPS = ("--num-warmup-batches", "2", "--num-batches-per-iter", "3", "--num-
 
 @dataclass(frozen=True)
 class Job:
-    """`learners` x `python benchmarks/comm/script options`, on this host or, with a `link`, on two emulated ones.
+    """`learners` x `python benchmarks/comm/script options`, on this host, on two emulated ones or on two real ones.
 
-    group: the table its results go to; quick: options put after the others by run.py --quick.
+    group: the table its results go to; quick: options put after the others by run.py --quick; link: of `LINKS`, between
+    emulated hosts; hosts: real ones instead, as mpirun takes them.
     """
 
     name: str
@@ -37,12 +39,15 @@ class Job:
     options: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
     link: str | None = None
+    hosts: str | None = None
     env: tuple[tuple[str, str], ...] = ()
 
     def command(self, quick: bool = False) -> list[str]:
         """What is run, without --output."""
         words = [sys.executable, str(REPOSITORY / "benchmarks/comm" / self.script), *self.options]
         words += self.quick if quick else ()
+        if self.hosts:
+            return [*mpirun_on_two_hosts(self.hosts), *words]
         if self.link:
             rate = LINKS[self.link]
             limit = ["--rate", rate] if rate else []
@@ -55,6 +60,14 @@ class Job:
         words = ["python" if word == sys.executable else word for word in self.command(quick)]
         settings = [f"{name}={value}" for name, value in self.env]
         return " ".join([*settings, shlex.join(words).replace(f"{REPOSITORY}/", "")])
+
+    @property
+    def place(self) -> str:
+        """Where it runs, in words."""
+        if self.hosts:
+            return f"hosts {self.hosts}"
+        limit = "" if self.link == "unlimited" else f", link of {self.link}"
+        return f"two emulated hosts{limit}" if self.link else "one node"
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,15 @@ def load(job: Job, folder: Path) -> Measured:
 
 def all_jobs() -> list[Job]:
     return [*_exchange(), *_fused(), *_osu(), *_steps(), *_progress(), *_two_hosts(), *_peers()]
+
+
+def jobs_between(hosts: str) -> list[Job]:
+    """What is measured between emulated hosts, between two real ones, with whatever network they have."""
+    return [
+        replace(job, name=job.name.removesuffix("-unlimited"), link=None, hosts=hosts)
+        for job in all_jobs()
+        if job.link == "unlimited"
+    ]
 
 
 def _exchange() -> list[Job]:
@@ -168,9 +190,9 @@ def mpirun_here(learners: int) -> list[str]:
     return [command, *_unbound(), *words]
 
 
-def mpirun_on_two_hosts() -> list[str]:
-    hosts = ["-ppn", "1", "-hosts", "host1,host2"] if is_mpich() else ["-H", "host1:1,host2:1"]
-    return ["mpirun", *_unbound(), "-np", "2", *hosts]
+def mpirun_on_two_hosts(hosts: str = EMULATED) -> list[str]:
+    """One learner on each of HOST:1,HOST:1."""
+    return ["mpirun", *_unbound(), "-np", "2", "-hosts" if is_mpich() else "-H", hosts]
 
 
 def _unbound() -> list[str]:

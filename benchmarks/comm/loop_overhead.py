@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import Tensor
 
-from benchmarks.comm import measure
-from benchmarks.comm.output import Output, duration, options
+from benchmarks.comm import arguments, measure
+from benchmarks.comm.output import Output, duration
 from benchmarks.cv.mnist_task import MnistTask
 from horovod_dpsgd import learners
 from horovod_dpsgd.learners import Learners
@@ -57,16 +57,17 @@ class TimedTask(MnistTask):
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--batch-size", type=int, default=2000, help="default: %(default)s, the recipe's")
-    parser.add_argument("--steps", type=int, default=300, help="of a turn (default: %(default)s)")
+    parser = arguments.parser(__doc__)
+    parser.add_argument(
+        "--batch-size", type=arguments.count, default=2000, help="default: %(default)s, the recipe's"
+    )
+    parser.add_argument("--steps", type=arguments.count, default=300, help="of a turn (default: %(default)s)")
     given = parser.parse_args()
     us = learners.start()
+    if us.size > 1:
+        arguments.refuse(us, f"this is about one learner, not {us.size}")
     measure.use_cores(us)
     output = Output(given, "loop_overhead", us)
-    if us.size > 1:
-        output.say("loop_overhead.py: error: this is about one learner")
-        sys.exit(2)
     recipe = _recipe(given.batch_size, given.steps)
     task = TimedTask(recipe)
     seconds: dict[str, list[float]] = {BARE: [], OURS: []}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.comm import measure
+from benchmarks.comm import arguments, measure
 from horovod_dpsgd import gossip, topology
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters
@@ -103,15 +103,25 @@ class SharedFloor(Method):
 
 
 class Gossip(Method):
-    """This library's exchange with one partner. It always waits politely."""
+    """This library's exchange, by default with one partner. It always waits politely."""
 
     name = "gossip exchange"
 
-    def __init__(self, learners: Learners, buffers: Buffers, polite: bool) -> None:
+    def __init__(
+        self,
+        learners: Learners,
+        buffers: Buffers,
+        polite: bool,
+        topology_name: str = topology.Matching.name,
+        compression: str = "none",
+    ) -> None:
         super().__init__(learners, buffers, polite)
+        self.name = arguments.exchange_name(Gossip.name, topology_name, compression)
+        self.topology = topology.create(topology_name, learners.size, seed=1, node_of=learners.node_of)
+        self.compression = compression
         model = nn.Module()
         model.weights = nn.Parameter(buffers.own.clone())
-        self.exchange = gossip.NeighbourExchange(learners, FlatParameters(model), self.matching)
+        self.exchange = gossip.create(learners, FlatParameters(model), self.topology, compression != "none")
         self.seconds: defaultdict[str, list[float]] = defaultdict(list)  # of each phase, each call
 
     def __call__(self) -> None:
@@ -206,9 +216,9 @@ WITHOUT_HOROVOD: tuple[type[Method], ...] = (Floor, SharedFloor, Gossip, NaiveGe
 WITH_HOROVOD: tuple[type[Method], ...] = (Floor, Horovod)
 
 
-def bytes_needed(nbytes: int) -> tuple[int, int]:
+def bytes_needed(nbytes: int, compressed: bool = False) -> tuple[int, int]:
     """(memory, of which shared memory) that all methods together need of each learner at a size."""
     shared = (2 + 2 + 1) * nbytes  # the shared floor's slots, gossip's slots, the naive window
-    private = 3 * nbytes
+    private = (3 + 2 * compressed) * nbytes  # compressed weights are published copies of private ones
     made_and_dropped = 2 * nbytes  # the model before it moves into gossip's window; a clone when it leaves it
     return shared + private + made_and_dropped, shared

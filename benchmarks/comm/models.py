@@ -69,6 +69,11 @@ class Workload:
         return F.cross_entropy(outputs.flatten(0, -2), self.targets.flatten())
 
 
+def check(name: str) -> None:
+    """Raise ValueError for a name that `make` does not know."""
+    _maker(name)
+
+
 def make(name: str, batch_size: int, image_size: int, seed: int) -> Workload:
     """A workload by name: one of torchvision's models, "gpt-small", or "weights-only:" and one of these.
 
@@ -78,7 +83,7 @@ def make(name: str, batch_size: int, image_size: int, seed: int) -> Workload:
     if name.removeprefix("weights-only:") == LANGUAGE_MODEL:
         tokens = torch.randint(0, VOCABULARY, (batch_size, CONTEXT + 1), generator=numbers)
         return Workload(name, tokens[:, :-1], tokens[:, 1:].contiguous(), "seq")
-    _maker(name)
+    check(name)
     images = torch.randn(batch_size, 3, image_size, image_size, generator=numbers)
     return Workload(name, images, torch.randint(0, 1000, (batch_size,), generator=numbers), "img")
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.comm.output import Output, bytes_of, options
+from benchmarks.comm import arguments
+from benchmarks.comm.arguments import bytes_of
+from benchmarks.comm.output import Output
 from horovod_dpsgd import learners
 from horovod_dpsgd.gossip import Window
 from horovod_dpsgd.learners import Learners
@@ -115,8 +115,8 @@ def main(
     given = _options(description, iterations).parse_args()
     us = learners.start()
     if us.size != 2:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: this measures between 2 learners, not {us.size}")
-    least, most = (bytes_of(size) for size in given.message_size.split(":"))
+        arguments.refuse(us, f"this measures between 2 learners, not {us.size}")
+    least, most = given.message_size
     landing = torch.zeros(at_once * most, dtype=torch.uint8)
     kinds: list[Reads] = [PlainGet(us, most, landing)]
     if us.nodes == 1:
@@ -157,13 +157,28 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def _options(description: str | None, iterations: tuple[int, int]) -> argparse.ArgumentParser:
-    parser = options(description, turns=5)
-    parser.add_argument("-m", "--message-size", default="1:4M", metavar="MIN:MAX", help="default: %(default)s")
+    parser = arguments.parser(description, turns=5)
     parser.add_argument(
-        "-i", "--iterations", type=int, help=f"default: {iterations[0]}, above {LARGE} bytes {iterations[1]}"
+        "-m", "--message-size", type=_range, default="1:4M", metavar="MIN:MAX", help="default: %(default)s"
     )
-    parser.add_argument("-x", "--warmup", type=int, default=10, help="not timed (default: %(default)s)")
+    parser.add_argument(
+        "-i",
+        "--iterations",
+        type=arguments.count,
+        help=f"default: {iterations[0]}, above {LARGE} bytes {iterations[1]}",
+    )
+    parser.add_argument(
+        "-x", "--warmup", type=arguments.count_or_none, default=10, help="not timed (default: %(default)s)"
+    )
     return parser
+
+
+def _range(text: str) -> tuple[int, int]:
+    """MIN:MAX, with a power of two between them."""
+    least, colon, most = text.partition(":")
+    if not colon or not _powers_of_two(bytes_of(least), bytes_of(most)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no MIN:MAX with a power of two between, such as 1:4M")
+    return bytes_of(least), bytes_of(most)
 
 
 
@@ -185,7 +200,4 @@ def _gossip_window(us: Learners, nbytes: int) -> Window:
 
 
 def _powers_of_two(least: int, most: int) -> list[int]:
-    sizes = [1]
-    while sizes[-1] * 2 <= most:
-        sizes.append(2 * sizes[-1])
-    return [size for size in sizes if size >= least]
+    return [2**k for k in range(most.bit_length()) if least <= 2**k]

@@ -28,5 +28,9 @@ def bandwidth(reads: osu.Reads, nbytes: int, iterations: int) -> float:
     return nbytes * READS_AT_ONCE * iterations / osu.seconds_of(in_volleys) / 1e6
 
 
-if __name__ == "__main__":
+def main() -> None:
     osu.main(__doc__, "Bandwidth", "Bandwidth (MB/s)", bandwidth, iterations=(100, 10), at_once=READS_AT_ONCE)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,5 +25,9 @@ def latency(reads: osu.Reads, nbytes: int, iterations: int) -> float:
     return osu.seconds_of(one_by_one) / max(1, iterations) * 1e6
 
 
-if __name__ == "__main__":
+def main() -> None:
     osu.main(__doc__, "Latency", "Latency (us)", latency, iterations=(1000, 100))
+
+
+if __name__ == "__main__":
+    main()

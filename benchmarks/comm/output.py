@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.comm import measure
+from benchmarks.comm import arguments, measure
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.report import table
 
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Output:
-    """Rows of one measurement, written where `given` says (see `options`). Making one is collective."""
+    """Rows of one measurement, written where `given` says (see `arguments.parser`). Making one is collective."""
 
     def __init__(self, given: argparse.Namespace, bench: str, learners: Learners) -> None:
         path: Path | None = given.output
@@ -34,10 +34,16 @@ class Output:
         self._bench = bench
         emulated = learners.nodes > 1 and measure.on_one_machine(learners)
         self._file = None
-        if self._speaks:
-            if path is not None:
+        reason = None
+        if self._speaks and path is not None:
+            try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = path.open("w")
+            except OSError as error:
+                reason = f"--output {path}: {error.strerror}"
+        if reason := learners.broadcast(reason):
+            arguments.refuse(learners, reason)
+        if self._speaks:
             about = _about(learners, emulated)
             self._write({"kind": "run", "bench": bench} | about)
             self.say(f"# {bench}: {learners.size} learners on {learners.nodes} node(s); {about['machine']}")
@@ -66,22 +72,6 @@ class Output:
         if self._file:
             self._file.write(json.dumps(_rounded(line)) + "\n")
             self._file.flush()
-
-
-def options(description: str | None, turns: int | None = 9) -> argparse.ArgumentParser:
-    """The command line that all measurements share; turns None: without --turns."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines; default: the terminal alone")
-    if turns is not None:
-        parser.add_argument("--turns", type=int, default=turns, help="repetitions, interleaved (default: %(default)s)")
-    parser.add_argument(
-        "--budget",
-        type=float,
-        default=60.0,
-        metavar="SECONDS",
-        help="stop a comparison after so long, if three turns are done (default: %(default)s)",
-    )
-    return parser
 
 
 def _about(learners: Learners, emulated: bool) -> dict[str, Any]:
@@ -138,15 +128,6 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
-
-
-def bytes_of(text: str) -> int:
-    """Bytes of "64", "16KB", "44MB": K and M are 1024 and its square, as in OSU's benchmarks."""
-    units = {"GB": 2**30, "MB": 2**20, "KB": 2**10, "G": 2**30, "M": 2**20, "K": 2**10, "B": 1}
-    for unit, size in units.items():
-        if text.upper().endswith(unit):
-            return int(float(text[: -len(unit)]) * size)
-    return int(text)
 
 
 def size_name(nbytes: int) -> str:

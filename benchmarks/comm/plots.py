@@ -68,6 +68,6 @@ def _draw(axes: Axes, rows: Sequence[dict[str, Any]], value: str) -> None:
 
 
 def _title(measured: Measured) -> str:
-    link = measured.job.link
-    where = "" if link is None else ", two hosts" if link == "unlimited" else f", two hosts, {link}"
+    job = measured.job
+    where = f"\n{job.place}" if job.link or job.hosts else ""
     return f"{measured.about['learners']} learners{where}"

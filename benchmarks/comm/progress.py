@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from benchmarks.comm import measure
-from benchmarks.comm.output import Output, bytes_of, duration, options
+from benchmarks.comm import arguments, measure
+from benchmarks.comm.output import Output, duration
 from horovod_dpsgd import learners
 from horovod_dpsgd.gossip.progress import ProgressEngine
 from horovod_dpsgd.learners import Learners
@@ -101,25 +101,26 @@ class LibraryThread(Driver):
 
 
 def main() -> None:
-    parser = options(__doc__, turns=5)
-    parser.add_argument("--size", default="44MB", help="of a read (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement (default: %(default)s)")
+    parser = arguments.parser(__doc__, turns=5)
+    parser.add_argument(
+        "--size", type=arguments.weights_size, default="44MB", help="of a read (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=arguments.some_seconds, default=1.0, help="of each measurement (default: %(default)s)"
+    )
     given = parser.parse_args()
     us = learners.start()
+    arguments.need_two_nodes(us)
     output = Output(given, "progress", us)
-    if us.size != 2 or us.nodes != 2:
-        output.say("progress.py: error: this is about 2 learners on 2 nodes (see --help)")
-        sys.exit(2)
     measure.use_cores(us)
-    nbytes = bytes_of(given.size)
-    bench = Bench(us, given.seconds, nbytes)
-    buffer = torch.zeros(nbytes // 4)
+    bench = Bench(us, given.seconds, given.size)
+    buffer = torch.zeros(given.size // 4)
     found: dict[str, list[dict[str, float]]] = {}
     for drivers in _groups(output):
         for _ in range(given.turns):
             for driver in drivers:
                 found.setdefault(driver.name, []).append(bench.measure(driver(us, buffer)))
-    _report(found, nbytes, output)
+    _report(found, given.size, output)
     output.close()
 
 

@@ -5,9 +5,16 @@
     python benchmarks/comm/run.py --only exchange-n2 fused --again
     python benchmarks/comm/run.py --quick              # tiny sizes: does everything work?
     python benchmarks/comm/run.py --report             # only make the tables again
+    python benchmarks/comm/run.py --hosts node1:1,node2:1        # between two hosts of one's own
 
-Measure on a machine with nothing else to do. JSON lines go to runs/comm, tables and plots to runs/comm/results. A
-measurement that fails or cannot be made here is a line below its table, with the reason.
+Measure on a machine with nothing else to do. JSON lines go to runs/comm, tables and plots to runs/comm/results, and
+copies of the lines to the folder raw beside the tables. Where runs/comm is empty but --results DIR holds such copies, a
+run begins with them, and measures only what is missing. A measurement that fails or cannot be made here is a line below
+its table, with the reason.
+
+--hosts measures what is else measured between emulated hosts; both must have this repository and its environment at the
+same place, and be reached by mpirun. What MPI needs to be told there goes into its environment variables (for Open MPI
+OMPI_MCA_btl_tcp_if_include and its like; the doctor says which). Lines go to runs/comm-hosts.
 """
 
 from __future__ import annotations
@@ -16,40 +23,53 @@ import argparse
 import fnmatch
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.comm import plots, summary, tables
-from benchmarks.comm.jobs import REPOSITORY, Job, all_jobs, is_mpich, load
+from benchmarks.comm import arguments, plots, summary, tables
+from benchmarks.comm.jobs import REPOSITORY, Job, all_jobs, is_mpich, jobs_between, load
 from benchmarks.two_hosts.netns import why_not
 
 PEERS = ("decent-dp", "loguru")  # what pip is asked for by --install-peers
 
 
 def main() -> None:
-    given = _options().parse_args()
-    jobs = all_jobs()
+    parser = _options()
+    given = parser.parse_args()
+    jobs = jobs_between(given.hosts) if given.hosts else all_jobs()
     chosen = [job for job in jobs if not given.only or any(fnmatch.fnmatch(job.name, word) for word in given.only)]
     if not chosen:
-        print(f"run.py: error: no measurement is called {' or '.join(given.only)} (--list names them)", file=sys.stderr)
-        sys.exit(2)
+        parser.error(f"no measurement is called {' or '.join(given.only)} (--list names them)")
     if given.list:
         print("\n".join(f"{job.name:32} {job.shown(given.quick)}" for job in chosen))
         return
-    folder = given.runs / ("comm-quick" if given.quick else "comm")
+    folder = given.runs / f"comm{'-hosts' if given.hosts else ''}{'-quick' if given.quick else ''}"
     results = given.results or folder / "results"
     folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.glob("*.jsonl")):
+        _copy_lines(results / "raw", folder)
     if given.install_peers:
         _install_peers(folder)
     failed = [] if given.report else [job.name for job in chosen if not _run(job, folder, given.quick, given.again)]
     measured = [load(job, folder) for job in jobs]
-    written = [*tables.write(measured, results), *plots.write(measured, results), summary.write(measured, results)]
+    written = [*tables.write(measured, results), *plots.write(measured, results)]
+    if not given.hosts:  # the goals are about this machine
+        written.append(summary.write(measured, results))
+    _copy_lines(folder, results / "raw")
     print(f"\nWritten: {', '.join(_from_here(file) for file in written)}")
     if failed:
         sys.exit(f"run.py: these failed: {', '.join(failed)}")
+
+
+def _copy_lines(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*.jsonl"):
+        shutil.copy(file, target)
 
 
 def _run(job: Job, folder: Path, quick: bool, again: bool) -> bool:
@@ -102,14 +122,21 @@ def _from_here(file: Path) -> str:
     return os.path.relpath(file)
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _two_hosts(text: str) -> str:
+    if re.fullmatch(r"[^,:\s]+(:1)?,[^,:\s]+(:1)?", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} are not two hosts with a learner each, such as node1:1,node2:1")
+    return text
+
+
+def _options() -> arguments.Parser:
+    parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names, or patterns such as 'step-*'")
     parser.add_argument("--again", action="store_true", help="measure anew what has been measured")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
     parser.add_argument("--report", action="store_true", help="measure nothing, make the tables and plots")
     parser.add_argument("--list", action="store_true", help="print the names and commands, and stop")
     parser.add_argument("--install-peers", action="store_true", help="first get decent-dp from PyPI, into --runs")
+    parser.add_argument("--hosts", type=_two_hosts, metavar="A:1,B:1", help="two real hosts instead of emulated ones")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--results", type=Path, metavar="DIR", help="where tables go (default: DIR/comm/results)")
     return parser

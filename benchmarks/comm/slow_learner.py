@@ -21,34 +21,39 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from benchmarks.comm import measure, models
+from benchmarks.comm import arguments, measure, models
 from benchmarks.comm.models import Workload
-from benchmarks.comm.output import Output, duration, options
+from benchmarks.comm.output import Output, duration
 from benchmarks.comm.steps import AlgorithmSteps
 from horovod_dpsgd import learners
-from horovod_dpsgd.algorithms import ALGORITHMS
 
-COMPARED = [name for name in ("dpsgd", "adpsgd", "ssgd") if name in ALGORITHMS]  # Horovod's last: its thread stays
+COMPARED = ("dpsgd", "adpsgd", "ssgd")  # Horovod's last: its thread stays
 HEADER = ("algorithm", "others' step", "one slowed down", "ratio", "steps/s of all", "one slowed down")
 
 
 def main() -> None:
-    parser = options(__doc__, turns=5)
-    parser.add_argument("--model", default="resnet18", help="whose weights (default: %(default)s)")
+    parser = arguments.parser(__doc__, turns=5)
     parser.add_argument(
-        "--compute", type=float, default=0.2, help="seconds a step at full speed (default: %(default)s)"
+        "--model", type=arguments.model, default="resnet18", help="whose weights (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=8, help="of a turn (default: %(default)s)")
-    parser.add_argument("--factor", type=float, default=4.0, help="default: %(default)s")
-    parser.add_argument("--algos", default=",".join(COMPARED), help="default: %(default)s")
+    parser.add_argument(
+        "--compute", type=arguments.seconds, default=0.2, help="seconds a step at full speed (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=arguments.count, default=8, help="of a turn (default: %(default)s)")
+    parser.add_argument("--factor", type=arguments.seconds, default=4.0, help="default: %(default)s")
+    parser.add_argument(
+        "--algos", type=arguments.names(COMPARED), default=",".join(COMPARED), help="default: %(default)s"
+    )
     given = parser.parse_args()
     us = learners.start()
+    if us.size < 2:
+        arguments.refuse(us, "this is about one learner and the others: start 2 or more")
     measure.use_cores(us)
     output = Output(given, "slow_learner", us)
     workload = models.make(f"weights-only:{given.model}", batch_size=1, image_size=1, seed=us.rank)
     stopwatch = measure.Stopwatch(us, given.turns, given.budget)
     rows = []
-    for algo in given.algos.split(","):
+    for algo in given.algos:
         if algo == "ssgd" and not importlib.util.find_spec("horovod"):
             output.skip(algo, "Horovod is not installed")
             continue

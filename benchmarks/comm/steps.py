@@ -34,17 +34,26 @@ class LocalSteps:
 
 
 class AlgorithmSteps:
-    """The same by an algorithm of `ALGORITHMS`, with topology matching. Making one and closing it is collective.
+    """The same by an algorithm of `ALGORITHMS`. Making one and closing it is collective.
 
+    topology_name: as in `topology.create`; compressed: exchange weights rounded to bfloat16; both where they apply.
     elsewhere: seconds a step for which this learner only waits, as for an accelerator that computes.
     """
 
     elsewhere = 0.0
 
-    def __init__(self, name: str, workload: Workload, us: Learners) -> None:
+    def __init__(
+        self,
+        name: str,
+        workload: Workload,
+        us: Learners,
+        topology_name: str = topology.Matching.name,
+        compressed: bool = False,
+    ) -> None:
         self.workload = workload
         self.model = workload.make_model()
-        settings = algorithms.Settings(topology.create("matching", us.size))
+        graph = topology.create(topology_name, us.size, node_of=us.node_of)
+        settings = algorithms.Settings(graph, compressed)
         self.algorithm = algorithms.find(name)(make_optimizer(self.model.parameters()), self.model, us, settings)
         self._exposed: list[float] = []
 

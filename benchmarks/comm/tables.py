@@ -90,10 +90,10 @@ def fused(measured: Sequence[Measured]) -> str:
 
 def osu(measured: Sequence[Measured]) -> str:
     parts = ["Medians of the turns. MB are 10^6 bytes."]
-    places = {each.job.link: [] for each in measured}
+    places: dict[str, list[Row]] = {}
     for each in measured:
-        places[each.job.link] += each.rows
-    for link, rows in places.items():
+        places.setdefault(each.job.place, []).extend(each.rows)
+    for place, rows in places.items():
         if not rows:
             continue
         columns = list(dict.fromkeys((row["test"], row["window"], row["unit"]) for row in rows))
@@ -102,7 +102,7 @@ def osu(measured: Sequence[Measured]) -> str:
             [str(nbytes), *(_number(values.get((test, window, nbytes))) for test, window, _ in columns)]
             for nbytes in sorted({row["bytes"] for row in rows})
         ]
-        parts.append(f"## {_place(link)}")
+        parts.append(f"## {place}")
         parts.append(table.markdown(["bytes", *(f"{unit}: {window}" for _, window, unit in columns)], lines))
     return "\n\n".join(parts)
 
@@ -168,7 +168,7 @@ def progress(measured: Sequence[Measured]) -> str:
             slow_downs = [alone[key] / row[key] if alone else None for key in ("speed", "speed_serving")]
             rows.append(
                 [
-                    _place(each.job.link),
+                    each.job.place,
                     row["progress"],
                     duration(row["read_seconds"]),
                     f"{row['bytes_per_second'] / 1e6:.0f}",
@@ -183,20 +183,20 @@ def progress(measured: Sequence[Measured]) -> str:
 
 
 def _with_the_same_mpi(measured: Measured, others: Sequence[Measured]) -> list[Row]:
-    """The rows of all measurements over the same link and by the same MPI library."""
+    """The rows of all measurements at the same place and by the same MPI library."""
     mpi = measured.about.get("versions", {}).get("mpi_library")
-    same = [each for each in others if each.rows and each.job.link == measured.job.link]
+    same = [each for each in others if each.rows and each.job.place == measured.job.place]
     return [row for each in same if each.about["versions"]["mpi_library"] == mpi for row in each.rows]
 
 
 def two_hosts(measured: Sequence[Measured]) -> str:
-    parts = [NOTE + TWO_HOSTS_NOTE]
+    parts = [NOTE + (EMULATED_NOTE if any(each.job.link for each in measured) else HOSTS_NOTE)]
     for each in measured:
         if each.rows and each.job.script == "exchange.py":
             parts.append(_exchange_of(each))
     for each in measured:
         if each.rows and each.job.script == "step_overhead.py":
-            parts += [f"## A training step; {_place(each.job.link)}", _steps_table([each])]
+            parts += [f"## A training step; {each.job.place}", _steps_table([each])]
     for each in measured:
         if each.rows and each.job.script == "wire_bytes.py":
             parts += ["## What crosses the network", _wire_table(each.rows)]
@@ -261,11 +261,7 @@ def _learners(measured: Measured) -> str:
     about = measured.about
     crowded = measured.rows[0].get("polite")
     waiting = "all wait politely" if crowded else "MPI's own waits spin, gossip waits politely"
-    return f"{about['learners']} learners; {_place(measured.job.link)}; {waiting}"
-
-
-def _place(link: str | None) -> str:
-    return {None: "one node", "unlimited": "two emulated hosts"}.get(link, f"two emulated hosts, link of {link}")
+    return f"{about['learners']} learners; {measured.job.place}; {waiting}"
 
 
 def _range(row: Row) -> str:
@@ -300,10 +296,11 @@ PROGRESS_NOTE = (
     "`slow-down`: of its matrix products, against nothing driving progress. Where nothing does, a message arrives "
     "when the sender next enters MPI, here after a second. Medians."
 )
-TWO_HOSTS_NOTE = (
+EMULATED_NOTE = (
     "Two learners, one on each of two hosts emulated by network namespaces on this machine; each has its share of the "
     "machine's cores, for its threads and its progress engine."
 )
+HOSTS_NOTE = "Two learners, one on each of two hosts."
 PEER_NOTE = (
     "`weights-only:` is a model of those weights that computes next to nothing. decent-dp (gloo) updates and averages "
     "in its backward hooks, so its exchange cannot be timed apart from the step; what a step takes beyond a local one "

@@ -19,8 +19,8 @@ import psutil
 import torch
 from torch import nn
 
-from benchmarks.comm import measure
-from benchmarks.comm.output import Output, bytes_of, options
+from benchmarks.comm import arguments, measure
+from benchmarks.comm.output import Output
 from horovod_dpsgd import gossip, learners, topology
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters
@@ -29,16 +29,14 @@ HEADER = ("operation", "sent by learner 0", "received by learner 0", "of which d
 
 
 def main() -> None:
-    parser = options(__doc__, turns=3)
-    parser.add_argument("--size", default="44MB", help="default: %(default)s")
+    parser = arguments.parser(__doc__, turns=3)
+    parser.add_argument("--size", type=arguments.weights_size, default="44MB", help="default: %(default)s")
     given = parser.parse_args()
     us = learners.start()
+    arguments.need_two_nodes(us)
     output = Output(given, "wire_bytes", us)
-    if us.size != 2 or us.nodes != 2:
-        output.say("wire_bytes.py: error: this is about 2 learners on 2 nodes (see --help)")
-        sys.exit(2)
     measure.use_cores(us)
-    nbytes = bytes_of(given.size)
+    nbytes = given.size
     rows = []
     for name, (work, out, into, done) in _operations(us, nbytes).items():
         sent, received = min(_traffic(us, work) for _ in range(given.turns))  # more may be of others

@@ -56,11 +56,18 @@ FAULTS = [
     Fault("killed in the all-reduce, SSGD", "kill-exchange", SSGD, KILLED),
     Fault("killed in a checkpoint", "kill-checkpoint", DPSGD, KILLED),
     Fault("stopped (SIGSTOP), DPSGD", "stop", DPSGD, r"learner 1 has published \d+; gave up after 8 s"),
-    Fault("stopped (SIGSTOP), SSGD", "stop", SSGD, r"learner \d waits in [\w\s-]+ for the other learners; gave up after 8 s: learner 1 on \S+ did not get there"),
+    Fault(
+        "stopped (SIGSTOP), SSGD",
+        "stop",
+        SSGD,
+        r"learner \d waits in [\w\s-]+ for the other learners; gave up after 8 s: learner 1 on \S+ did not get there",
+    ),
     Fault("an exception", "exception", DPSGD, r"learner 1 ends the job: ArithmeticError"),
     Fault("a data loader's worker dies", "worker", DPSGD, r"learner 1 ends the job: RuntimeError: DataLoader worker"),
     Fault("out of memory", "memory", DPSGD, r"learner 1 ends the job: RuntimeError: .*(allocate|memory)"),
-    Fault("disk full while saving", "none", DPSGD, r"learner \d ends the job: CheckpointError: cannot write", disk="700k"),
+    Fault(
+        "disk full while saving", "none", DPSGD, r"learner \d ends the job: CheckpointError: cannot write", disk="700k"
+    ),
     Fault("/dev/shm too small", "none", DPSGD, r"need .* MB of shared memory, and /dev/shm has", "512k", starts=False),
     Fault("another model on one learner", "model", DPSGD, r"the model of learner 1 differs", starts=False),
 ]
@@ -68,8 +75,8 @@ FAULTS = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """seconds: from the fault to the end of the job (NaN where nobody noted the fault); said: the reason, in the job's own words; "" if it
-    gives none that names the learner.
+    """seconds: from the fault to the end of the job (NaN where nobody noted the fault); said: the reason, in the job's
+    own words; "" if it gives none that names the learner.
 
     left: processes, shared memory or session folders that are still there; intact: the step of the newest checkpoint.
     """
@@ -129,7 +136,8 @@ def _world(fault: Fault, run: Path, listing: Path) -> list[str]:
     disk = f"mount -t tmpfs -o size={fault.disk} tmpfs {run} && " if fault.disk else ""
     # the run folder is lost with its mount: what is of interest goes out first
     keep = f"cp -r {run} {run}.kept; umount {run}; rm -r {run}; mv {run}.kept {run}; " if fault.disk else ""
-    script = f'mount -t tmpfs -o size={fault.shm} tmpfs /dev/shm && {disk}{{ "$@"; s=$?; ls /dev/shm >{listing}; {keep}exit $s; }}'
+    job = f'"$@"; s=$?; ls /dev/shm >{listing}; {keep}exit $s'
+    script = f"mount -t tmpfs -o size={fault.shm} tmpfs /dev/shm && {disk}{{ {job}; }}"
     return [*_unshare(), "sh", "-c", script, "sh"]
 
 

@@ -8,22 +8,13 @@ No learner waits for another's step, so a slow one slows nobody down.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections import Counter
 
-import torch
-from torch import nn
-
-from horovod_dpsgd.algorithms.base import Algorithm, Settings, averaged_buffers
-from horovod_dpsgd.algorithms.dpsgd import check_agreement
-from horovod_dpsgd.algorithms.update import Update
+from horovod_dpsgd.algorithms.decentralized import Decentralized
 from horovod_dpsgd.gossip import PairAveraging
-from horovod_dpsgd.learners import Learners
-from horovod_dpsgd.topology import Topology
 
 
-class ADPSGD(Algorithm):
+class ADPSGD(Decentralized):
     """DPSGD without its waiting: a learner averages with whatever its partner's weights are at that moment.
 
     The partner of a learner's t-th step is drawn from its row of T_t; of the two, one begins the average, by turns. So
@@ -35,52 +26,42 @@ class ADPSGD(Algorithm):
 
     name = "adpsgd"
     asynchronous = True
+    exchange: PairAveraging
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, model: nn.Module, learners: Learners, settings: Settings
-    ) -> None:
-        if settings.topology is None:
-            raise ValueError("AD-PSGD needs a topology")
-        check_agreement(settings.topology, learners)
-        super().__init__(optimizer, model, learners, settings)
-        self.topology: Topology = settings.topology
-        self.pairs = PairAveraging(learners, self.parameters)
-        self.update = Update(optimizer, self.parameters)
-        self.staleness = self.pairs.staleness
+    def make_exchange(self) -> PairAveraging:
+        return PairAveraging(self.learners, self.parameters)
+
+    @property
+    def staleness(self) -> Counter[int]:
+        return self.exchange.staleness
+
+    @property
+    def skipped_averages(self) -> int:
+        return self.exchange.skipped
 
     def begin_step(self) -> None:
         rank = self.learners.rank
         partner = self.topology.partner(self.step, rank)
-        self.pairs.begin(partner if partner is not None and initiates(rank, partner, self.step) else None)
+        self.exchange.begin(partner if partner is not None and initiates(rank, partner, self.step) else None)
 
     def end_step(self) -> None:
         self.clip_gradients()
-        with self.update as update:
-            self.pairs.mix(update)
-        self.exposed_seconds = self.pairs.exposed_seconds
+        with self.update as update:  # x_j <- x_j - alpha grad L_j(w_j), done to each block of weights when
+            self.exchange.mix(update)  # x_j <- (x_j + x_k) / 2 has been computed for it
+        self.exposed_seconds = self.exchange.exposed_seconds
         self.step += 1
 
     def settle(self) -> None:
-        self.pairs.settle()
+        self.exchange.settle()
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        self.settle()
-        mean = self.learners.mean(self.pairs.weights)
-        with self.parameters.holding(mean), averaged_buffers(self.model, self.learners):
-            yield
+    def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
+        """One model: the weights of the one who begins the average, or the difference from the other.
 
-    def bytes_sent(self, step: int) -> int:
-        """One model: the weights of the one who begins the average, or the difference from the other."""
-        return self.parameters.nbytes if self.topology.partners(step, self.learners.rank) else 0
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.settle()
-        super().load_state_dict(state)
-        self.pairs.restart(self.step)
-
-    def close(self) -> None:
-        self.pairs.close()
+        So much on average where a learner has several partners, from whom each draws its own.
+        """
+        partners = self.topology.partners(step, self.learners.rank)
+        counted = self.learners.elsewhere(partners) if between_nodes else partners
+        return self.parameters.nbytes * len(counted) // max(1, len(partners))
 
 
 def initiates(rank: int, partner: int, step: int) -> bool:

@@ -47,13 +47,11 @@ class Algorithm(ABC):
 
     optimizer: the one whose `param_groups` hold the learning rate; topology: who mixes with whom, if anybody does;
     exposed_seconds: communication time of the last step that was not hidden behind computation; asynchronous: whether
-    learners take steps without regard to each other's, so that some take more of them; staleness: where that is so, how
-    often how many averages had changed the weights between a gradient and its use.
+    learners take steps without regard to each other's, so that some take more of them.
     """
 
     name: str
     asynchronous = False
-    staleness: Counter[int] | None = None
     topology: Topology | None = None
     exposed_seconds = 0.0
 
@@ -84,8 +82,20 @@ class Algorithm(ABC):
         """
 
     @abstractmethod
-    def bytes_sent(self, step: int) -> int:
-        """What this learner sends at `step`, or lets others read of it."""
+    def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
+        """What this learner sends at `step`, or lets others read of it; between_nodes: of that, to other nodes."""
+
+    @property
+    def staleness(self) -> Counter[int] | None:
+        """Of an asynchronous algorithm: how often how many averages had changed the weights between a gradient and its
+        use, on this learner."""
+        return None
+
+    @property
+    def skipped_averages(self) -> int | None:
+        """Of an asynchronous algorithm: how many averages this learner did not begin, because an earlier one, with
+        another node, was still under way."""
+        return None
 
     def settle(self) -> None:
         """Return when nothing is under way between learners, in between steps. Collective."""

@@ -62,9 +62,9 @@ class SSGD(Algorithm):
     def averaged(self) -> AbstractContextManager[None]:
         return averaged_buffers(self.model, self.learners)  # all learners hold w_a already
 
-    def bytes_sent(self, step: int) -> int:
+    def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
         """Those of a ring all-reduce of the gradients."""
-        return self.learners.ring_all_reduce_bytes(self.parameters.nbytes)
+        return self.learners.ring_all_reduce_bytes(self.parameters.nbytes, between_nodes)
 
 
 def buckets(parameters: Sequence[Tensor], nbytes: int = BUCKET_BYTES) -> list[list[Tensor]]:

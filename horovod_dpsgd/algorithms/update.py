@@ -19,18 +19,17 @@ class Update:
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: FlatParameters) -> None:
         self._whole = WholeUpdate(optimizer, parameters.numel)
-        self._blockwise = blockwise(optimizer, parameters)
+        self._by_blocks = blockwise(optimizer, parameters)
 
     def __enter__(self) -> BlockUpdate:
-        self._by_blocks = self._blockwise is not None and self._blockwise.applies()
-        if self._blockwise is None or not self._by_blocks:
-            return self._whole
-        self._blockwise.begin()
-        return self._blockwise
+        by_blocks = self._by_blocks
+        self._chosen = by_blocks if by_blocks is not None and by_blocks.applies() else self._whole
+        self._chosen.begin()
+        return self._chosen
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is None and self._blockwise is not None and self._by_blocks:
-            self._blockwise.end()
+        if kind is None:
+            self._chosen.end()
 
 
 class WholeUpdate:
@@ -40,5 +39,11 @@ class WholeUpdate:
         self.sizes = [numel]
         self._optimizer = optimizer
 
+    def begin(self) -> None:
+        return None
+
     def __call__(self, index: int, weights: Tensor) -> None:
         self._optimizer.step()
+
+    def end(self) -> None:
+        return None

@@ -14,8 +14,10 @@ import sys
 from typing import NoReturn
 
 from horovod_dpsgd.doctor.judgement import (
+    WORLD_WINDOW,
     Finding,
     bytes_of,
+    cannot_make_world_window,
     cores_a_learner,
     flags,
     judge_cores,
@@ -29,6 +31,7 @@ from horovod_dpsgd.doctor.probes import (
     HEAD_START,
     TIME_LIMIT,
     attempt,
+    attempt_world_window,
     check_horovod,
     check_message,
     check_window,
@@ -93,12 +96,17 @@ def examine(us: Learners, args: argparse.Namespace, report: Report) -> None:
     if args.pretend_nodes:
         us = describe(us.world, MPI.COMM_SELF.Dup())
         report.add(Finding("warn", "nodes", "each learner is taken for a node of its own, as you ask"))
-    report.add(judge_library(library, us.nodes, level == "multiple", environment.get("OMPI_MCA_osc"), rdma))
+    about_library = (library, us.nodes, level == "multiple", environment.get("OMPI_MCA_osc"), rdma)
+    report.add(judge_library(*about_library))
     report.add(judge_threads(level, us.nodes), judge_cores(everyone), judge_gpus(everyone), judge_versions(everyone))
     if report.failed:
         report.add(Finding("skip", "window", "not tried, nor what needs it: see what failed above"))
     else:
         try_out(us, args, report)
+        if cannot_make_world_window(*about_library):  # it may abort, and leave the rest unsaid
+            report.add(Finding("skip", WORLD_WINDOW, "not tried: see the MPI library above"))
+        elif not report.failed & {"window", "message"}:
+            report.add(*attempt_world_window(us))
     report.add(us.broadcast(check_horovod() if us.rank == 0 else None))
     env = [name for name in ("PATH", "PYTHONPATH") if name in environment]
     cores = max(1, int(cores_a_learner(everyone)))

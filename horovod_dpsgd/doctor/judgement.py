@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 MESSAGE_BYTES = 4 * 2**20  # what is sent to see whether messages get on
+WORLD_WINDOW = "AD-PSGD window"  # the title of its finding
 WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -106,14 +106,12 @@ def judge_versions(everyone: Sequence[Facts]) -> Finding:
 
 def judge_library(library: str, nodes: int, multiple: bool, osc: str | None, rdma: bool) -> Finding:
     """multiple: the thread level; osc: Open MPI's component for windows, if the user chose; rdma: there are devices."""
-    family, version = parse_library(library)
-    numbers = tuple(int(number) for number in version.split(".") if number)
+    family, numbers, version = _numbered(library)
     name = f"{family} {version}{f' with osc={osc}' if osc else ''}".strip()
     if family == "Open MPI" and osc and ("sm" in osc.lstrip("^").split(",")) == osc.startswith("^"):
         words = "cannot make a window in node-shared memory (MPI_ERR_INTERN): leave its component sm in"
         return Finding("FAIL", "MPI library", f"{name} {words}")
-    if family == "Open MPI" and numbers < (5,) and nodes > 1 and multiple and not rdma and not osc:
-        # osc/pt2pt refuses threads, osc/rdma finds no transport: open-mpi/ompi#2614, #5242, #11466; seen with 4.1.8.
+    if cannot_make_world_window(library, nodes, multiple, osc, rdma):
         words = f"{name} cannot make a window over TCP with MPI_THREAD_MULTIPLE (MPI_ERR_WIN, or an abort in btl/ofi)"
         return Finding("warn", "MPI library", f"{words}: for --algo adpsgd use Open MPI 5 or MPICH, or the flags below")
     if family == "Open MPI" and numbers < (4, 1, 6):
@@ -125,6 +123,27 @@ def judge_library(library: str, nodes: int, multiple: bool, osc: str | None, rdm
     if family not in ("Open MPI", "MPICH"):
         return Finding("warn", "MPI library", f"{name}: never tried; only the checks below can tell")
     return Finding("ok", "MPI library", name)
+
+
+def cannot_make_world_window(library: str, nodes: int, multiple: bool, osc: str | None, rdma: bool) -> bool:
+    """Whether a window over all nodes, which AD-PSGD needs, is known to end in an error or an abort here."""
+    # osc/pt2pt refuses threads, osc/rdma finds no transport: open-mpi/ompi#2614, #5242, #11466; seen with 4.1.8.
+    family, numbers, _ = _numbered(library)
+    return family == "Open MPI" and numbers < (5,) and nodes > 1 and multiple and not rdma and not osc
+
+
+def _numbered(library: str) -> tuple[str, tuple[int, ...], str]:
+    family, version = parse_library(library)
+    return family, tuple(int(number) for number in version.split(".") if number), version
+
+
+def judge_counter(taken: Sequence[Sequence[int]], seconds: float) -> Finding:
+    """taken: what each learner took of a counter in the window of all; seconds: of one taking."""
+    numbers = sorted(number for its in taken for number in its)
+    if numbers != list(range(len(numbers))):
+        return Finding("warn", WORLD_WINDOW, f"no --algo adpsgd here: numbers to be taken once each came as {numbers}")
+    words = f"a counter in memory of learner 0: {len(numbers)} numbers, each taken by one learner"
+    return Finding("ok", WORLD_WINDOW, f"{words}, in {1e3 * seconds:.3g} ms a number")
 
 
 def judge_threads(level: str, nodes: int) -> Finding:

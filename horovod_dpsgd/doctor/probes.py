@@ -11,19 +11,21 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
-from pathlib import Path
 
 import torch
 
 from horovod_dpsgd import __version__
 from horovod_dpsgd.doctor.judgement import (
     MESSAGE_BYTES,
+    WORLD_WINDOW,
     Facts,
     Finding,
+    judge_counter,
     judge_memory,
     judge_message,
     parse_library,
 )
+from horovod_dpsgd.gossip.counter import SharedCounter
 from horovod_dpsgd.gossip.progress import ProgressEngine
 from horovod_dpsgd.gossip.room import MAPS, backing_folder, free_bytes
 from horovod_dpsgd.gossip.window import Window
@@ -32,6 +34,7 @@ from horovod_dpsgd.waiting import wait_until
 
 HEAD_START = 0.2  # seconds after which the sender of a message is surely computing
 TIME_LIMIT = 60.0  # seconds for a check, beside what it computes on purpose
+TAKEN = 10  # numbers, by each learner
 
 
 def collect(us: Learners, library: str) -> Facts:
@@ -45,8 +48,10 @@ def collect(us: Learners, library: str) -> Facts:
     return Facts(us.hosts[us.rank], node, cores, os.cpu_count() or 1, torch.cuda.device_count(), versions)
 
 
-def attempt(us: Learners, title: str, work: Callable[[], list[Finding]], limit: float = TIME_LIMIT) -> list[Finding]:
-    """What `work` finds, or a FAIL if it raises on any learner. Ends the job, in words, if it hangs."""
+def attempt(
+    us: Learners, title: str, work: Callable[[], list[Finding]], limit: float = TIME_LIMIT, level: str = "FAIL"
+) -> list[Finding]:
+    """What `work` finds, or a finding of `level` if it raises on any learner. Ends the job, in words, if it hangs."""
     problem, found = "", []
 
     def give_up() -> None:
@@ -62,7 +67,7 @@ def attempt(us: Learners, title: str, work: Callable[[], list[Finding]], limit: 
         problem = f"learner {us.rank}: {type(error).__name__}: {error}"
     problems = [its for its in us.gather(problem) if its]  # if others hang in `work`, the timer says what is known
     timer.cancel()
-    return [Finding("FAIL", title, f"{problems[0]} ({len(problems)} of {us.size} learners)")] if problems else found
+    return [Finding(level, title, f"{problems[0]} ({len(problems)} of {us.size} learners)")] if problems else found
 
 
 def check_window(us: Learners, model: int, given: bool) -> list[Finding]:
@@ -121,6 +126,26 @@ def time_message(us: Learners, engine: ProgressEngine | None, seconds: float) ->
             )
     us.barrier("the doctor's message")
     return float(us.broadcast(elapsed))
+
+
+def attempt_world_window(us: Learners) -> list[Finding]:
+    """A window of all learners, on all nodes: only AD-PSGD needs one, so that going without is no failure."""
+    engine = ProgressEngine(us) if us.nodes > 1 else None  # as in training
+    found = attempt(us, WORLD_WINDOW, lambda: check_counter(us), level="warn")
+    if engine:
+        engine.close()
+    return found
+
+
+def check_counter(us: Learners) -> list[Finding]:
+    """All learners take numbers from AD-PSGD's counter."""
+    counter = SharedCounter(us)
+    start = time.perf_counter()
+    taken = [counter.take() for _ in range(TAKEN)]
+    seconds = (time.perf_counter() - start) / TAKEN
+    everyone = us.gather((taken, seconds))
+    counter.free()
+    return [judge_counter([its for its, _ in everyone], max(its for _, its in everyone))]
 
 
 def compute(seconds: float) -> None:

@@ -40,9 +40,9 @@ class AllReduceExchange(SlotExchange):
     def settle(self) -> None:
         self._wait_for_others()
 
-    def bytes_sent(self, step: int) -> int:
+    def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
         """Those of a ring all-reduce of the weights."""
-        return self.learners.ring_all_reduce_bytes(self.parameters.nbytes)
+        return self.learners.ring_all_reduce_bytes(self.parameters.nbytes, between_nodes)
 
     def _describe(self) -> str:
         return f"{self._here()}: not everyone has joined the all-reduce of the weights"

@@ -101,7 +101,7 @@ class NeighbourExchange(SlotExchange):
         self._gone = self._going
         self._coming, self._going = {}, {}
         if self._engine:
-            away = self._elsewhere(self.partners)
+            away = self.learners.elsewhere(self.partners)
             while len(self._inboxes) < len(away):
                 self._inboxes.append(torch.empty_like(self.window.areas[0]))
             self._inbox = dict(zip(away, self._inboxes, strict=False))
@@ -141,11 +141,11 @@ class NeighbourExchange(SlotExchange):
         self._wait_for_messages(self._coming, self._gone, self._going)
         self.learners.barrier("the end of the exchange")
 
-    def bytes_sent(self, step: int) -> int:
-        """Bytes that other learners read of this one, or are sent by it, at `step`."""
-        return (
-            len(self.topology.partners(step, self.learners.rank)) * self.parameters.numel * self.window.dtype.itemsize
-        )
+    def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
+        """A model, as it is published, for each partner."""
+        partners = self.topology.partners(step, self.learners.rank)
+        counted = self.learners.elsewhere(partners) if between_nodes else partners
+        return len(counted) * self.parameters.numel * self.window.dtype.itemsize
 
     def _free(self) -> None:
         self.window.free()
@@ -188,9 +188,6 @@ class NeighbourExchange(SlotExchange):
 
     def _has_read(self, k: int) -> bool:
         return self._counters(k).consumed >= self.step
-
-    def _elsewhere(self, ranks: list[int]) -> list[int]:
-        return [k for k in ranks if not self.learners.shares_memory_with(k)]
 
     # Words for those who wait
 

@@ -82,11 +82,12 @@ class NodeExchange(SlotExchange):
         self._finish_job()
         self.learners.barrier("the end of the exchange")
 
-    def bytes_sent(self, step: int) -> int:
-        """Bytes of the weights, the mean and the mix that other learners read here."""
+    def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
+        """Of the weights and the mix, what the others of this node read; of the mean, what another node is sent."""
         own, others = self.stop - self.start, self.learners.local_size - 1
-        elsewhere = self.topology.partner_node(step, self._node) is not None
-        return (self.parameters.numel - own + (others + elsewhere) * own) * self.parameters.dtype.itemsize
+        away = own if self.topology.partner_node(step, self._node) is not None else 0
+        here = self.parameters.numel - own + others * own
+        return (away if between_nodes else here + away) * self.parameters.dtype.itemsize
 
     def _free(self) -> None:
         self.window.free()

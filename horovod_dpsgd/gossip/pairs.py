@@ -26,7 +26,7 @@ from horovod_dpsgd.parameters import FlatParameters
 from horovod_dpsgd.waiting import wait_until
 
 AVERAGES = 0  # the counter: how many averages have changed x_j; written under its lock
-REQUEST, ANSWER = 1, 2  # the tags of messages
+REQUEST, ANSWER = 1, 2  # the tags of messages; steps, after which the engine names its own, exchange none here
 
 
 class PairAveraging:
@@ -53,7 +53,7 @@ class PairAveraging:
         self._serving = learners.nodes > 1
         self._engine = ProgressEngine(learners) if self._serving else None
         if self._engine:
-            self._messages = learners.world.Dup()
+            self._messages = self._engine.messages
             self._outbox, self._inbox, self._asked = (torch.zeros_like(self.shared) for _ in range(3))
             self._service = self._engine.submit(self._serve())
         parameters.gather(out=self.weights)
@@ -128,7 +128,6 @@ class PairAveraging:
         if self._engine:
             wait_until(self._service.done, lambda: "the service of averages does not end", self.learners.stall_timeout)
             self._engine.close()
-            self._messages.Free()
         self.learners.barrier("the end of the exchange")
         self.window.free()
 

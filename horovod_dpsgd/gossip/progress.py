@@ -74,6 +74,7 @@ class Pending:
 class ProgressEngine:
     """Runs jobs side by side on a thread, and lets MPI answer other learners' requests all the time.
 
+    messages: the communicator of `send` and `receive`; jobs that go without these may use it as they like.
     Raises RuntimeError if MPI was started without MPI_THREAD_MULTIPLE.
     """
 
@@ -84,7 +85,7 @@ class ProgressEngine:
             raise RuntimeError(
                 "more than one node needs MPI_THREAD_MULTIPLE: start MPI by mpi4py, or ask for that level"
             )
-        self._comm = learners.world.Dup()
+        self.messages = learners.world.Dup()
         self._new: deque[Pending] = deque()
         self._wake = threading.Event()
         self._closing = False
@@ -100,10 +101,10 @@ class ProgressEngine:
         return self.submit(self._receive(weights, rank, step))
 
     def _send(self, weights: Tensor, rank: int, step: int) -> Job:
-        yield from completion(self._comm.Isend(_buffer(weights), rank, step % TAGS))
+        yield from completion(self.messages.Isend(_buffer(weights), rank, step % TAGS))
 
     def _receive(self, weights: Tensor, rank: int, step: int) -> Job:
-        yield from completion(self._comm.Irecv(_buffer(weights), rank, step % TAGS))
+        yield from completion(self.messages.Irecv(_buffer(weights), rank, step % TAGS))
 
     def submit(self, job: Job) -> Pending:
         """Start a job; returns at once."""
@@ -117,7 +118,7 @@ class ProgressEngine:
         self._closing = True
         self._wake.set()
         self._thread.join()
-        self._comm.Free()
+        self.messages.Free()
 
     def _run(self) -> None:
         under_way: list[Pending] = []
@@ -127,7 +128,7 @@ class ProgressEngine:
                     under_way.append(self._new.popleft())
                 pauses = [_advance(pending) for pending in under_way]
                 under_way = [pending for pending, pause in zip(under_way, pauses, strict=True) if pause is not None]
-                self._comm.Iprobe()  # what it finds is not used: entering the library is what counts
+                self.messages.Iprobe()  # what it finds is not used: entering the library is what counts
                 longest = AWAITED if any(pending.awaited for pending in under_way) else QUIET
                 self._pause(min([longest, *filter(None, pauses)]))
         except BaseException as error:  # the thread is lost, and other learners would wait for its answers

@@ -85,8 +85,9 @@ class SlotExchange(ABC):
         """Return when no learner reads any more: what `begin` started is done, and not used. Collective."""
 
     @abstractmethod
-    def bytes_sent(self, step: int) -> int:
-        """Bytes that others read of this learner at `step`, or that it sends."""
+    def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
+        """Bytes that others read of this learner at `step`, or that it sends; between_nodes: of that, to other nodes.
+        """
 
     def close(self) -> None:
         """Leave the exchange; the model keeps its weights, in memory of its own. Collective."""

@@ -108,8 +108,8 @@ class Window:
 def _check_room(learners: Learners, nbytes: int) -> None:
     """Raise MachineError, on all learners, if a node has no room for `nbytes` for each of its learners. Collective.
 
-    Asked beforehand: where /dev/shm is too small Open MPI 5.0.11 fails on one learner and leaves the others in the call,
-    and MPICH's memory ends the process by SIGBUS when it is written to.
+    Asked beforehand: where /dev/shm is too small Open MPI 5.0.11 fails on one learner and leaves the others in the
+    call, and MPICH's memory ends the process by SIGBUS when it is written to.
     """
     from mpi4py import MPI
 
@@ -121,9 +121,9 @@ def _check_room(learners: Learners, nbytes: int) -> None:
     for rank, (its_need, its_free, its_folder) in enumerate(learners.gather((needed, free, folder))):
         if its_need > its_free:
             raise MachineError(
-                f"the weights of the learners on {learners.hosts[rank]} need {its_need / 1e6:.3g} MB of shared memory, and "
-                f"{its_folder or 'it'} has {its_free / 1e6:.3g} MB free: enlarge it (docker: --shm-size), or start fewer "
-                "learners a node"
+                f"the weights of the learners on {learners.hosts[rank]} need {its_need / 1e6:.3g} MB of shared memory, "
+                f"and {its_folder or 'it'} has {its_free / 1e6:.3g} MB free: enlarge it (docker: --shm-size), or start "
+                "fewer learners a node"
             )
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,7 @@ def newest(folder: Path, learners: Learners, say: Callable[[str], None]) -> Mani
 
 
 def newest_intact(folder: Path) -> Manifest:
-    """The same, asked by a program that has no learners. Raises ValueError, naming what is damaged, if there is none."""
+    """The same for a program that has no learners. Raises ValueError, naming what is damaged, if there is none."""
     problems = []
     for candidate in _folders(folder):
         try:

@@ -29,6 +29,8 @@ from horovod_dpsgd.training.requests import Asked, Requests, Rounds
 from horovod_dpsgd.training.run_log import RunLog, SilentRunLog, git_revision, versions
 from horovod_dpsgd.training.task import Batch, Part, Sampler, Task, to_device
 
+STEPS_OF_TRAFFIC = 64
+
 
 class Trainer:
     """One run of a recipe on a task, in `folder`, gone on with from a checkpoint if one is given.
@@ -134,7 +136,7 @@ class Trainer:
         return self.step >= self.total_steps or self.divergence.diverged or bool(self.interrupted)
 
     def _meet(self, step: int, asked: Asked) -> None:
-        """All learners have done their parts of the steps before `step`: log, evaluate, save, as is due or asked for."""
+        """All learners have done their parts of the steps before `step`: log, evaluate, save, as is due or asked."""
         self.step = step
         start = time.perf_counter()
         self.algorithm.settle()  # and then all learners have
@@ -329,13 +331,24 @@ class Trainer:
             "steps_by_learner": us.gather(self.algorithm.step),
             "exposed_communication_seconds_median": mean(exposed),
             "staleness": None if self.algorithm.staleness is None else self._staleness(),
-            "bytes_sent_per_step": us.mean_of(self.algorithm.bytes_sent(0)),
+            "skipped_averages": self._skipped_averages(),
+            "bytes_sent_per_step": self._bytes_sent(between_nodes=False),
+            "bytes_sent_between_nodes_per_step": self._bytes_sent(between_nodes=True),
             "wall_seconds": seconds,
             "versions": versions(),
             "hosts": list(us.hosts),
             "git": git_revision(),
             "config": recipe.model_dump(mode="json"),
         }
+
+    def _skipped_averages(self) -> int | None:
+        skipped = self.learners.gather(self.algorithm.skipped_averages)
+        return None if None in skipped else sum(skipped)
+
+    def _bytes_sent(self, between_nodes: bool) -> float:
+        """A step and learner, mean over learners and over steps enough to know a random topology by."""
+        sent = [self.algorithm.bytes_sent(step, between_nodes) for step in range(STEPS_OF_TRAFFIC)]
+        return self.learners.mean_of(float(np.mean(sent)))
 
 
 def median(values: list[float]) -> float:

@@ -91,8 +91,8 @@ class Rounds:
     """Learners that keep step tell each other what they were asked, without stopping for it.
 
     A round begins at a step with a non-blocking reduction of what everyone has been asked, and ends some steps later,
-    at the same step on all, when the result has long been there. How many steps make a round all learners compute alike,
-    from how long the slowest of them took for a step in the round before.
+    at the same step on all, when the result has long been there. How many steps make a round all learners compute
+    alike, from how long the slowest of them took for a step in the round before.
     """
 
     def __init__(self, learners: Learners, requests: Requests, step: int) -> None:
