@@ -23,11 +23,12 @@ help:
 	@echo "PYTHON=python3 (3.10 to 3.12)"
 
 env:
-	@$(PYTHON) tools/bootstrap.py --mpi $(MPI)
+	@$(PYTHON) tools/bootstrap.py --mpi $(MPI) $(MORE)
 
 demo: env
 	$(IN_VENV) python benchmarks/reproduce.py figure-2 --demo
 
+test: MORE = --for-tests
 test: env lint
 	$(IN_VENV) python -m pytest
 

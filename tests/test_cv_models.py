@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torchvision
+from conftest import PROGRAMS
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.densenet import DenseNet
@@ -541,3 +542,11 @@ def test_check_draws_no_random_numbers(name):
     before = torch.get_rng_state()
     models.check(name, image_size=64)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["ssgd", "ssgd-star", "dpsgd", "adpsgd"])
+def test_every_model_takes_steps_under_every_algorithm(mpirun, tmp_path, algo):
+    out = mpirun(2, PROGRAMS / "all_models_train.py", algo, tmp_path, timeout=400).stdout
+    assert out.count(": trained") == len(models.NAMES) - 2

@@ -164,6 +164,10 @@ FOUND_BEFORE_THE_LEARNERS_START = {
     "unknown key": ({"nonsense": 1}, "unknown key 'nonsense'"),
     "unknown task": ({"task": "nonsense"}, "unknown task 'nonsense'"),
     "resume without output": (["--resume"], "--resume needs --output"),
+    "an average of nothing": (["--resume-average"], "how to --resume, which is not given"),
+    "a topology for ssgd": (["--algo", "ssgd", "--topology", "ring"], "--topology is of dpsgd and adpsgd"),
+    "another resume": (["--resume", "never", "--output", "x"], "invalid choice: 'never'"),
+    "keep fewer than none": (["--keep", "-1"], "keep: "),
     "resume of nothing": (["--resume", "--output", "/no/such/folder"], "/no/such/folder/config.yaml"),
 }
 
@@ -190,13 +194,16 @@ FOUND_WHEN_LEARNERS_HAVE_MET = {
     "batch not divisible": (["--batch-size", "2001", "--synthetic"], "batch_size 2001"),
     "batch larger than the data": (["--batch-size", "100000", "--synthetic"], "larger than the training set"),
     "missing data": (["--data-dir", "/no/such/folder"], "/no/such/folder"),
+    "output below a file": (["--synthetic", "--output", "/dev/null/run"], "cannot write to /dev/null/run: Not a dir"),
+    "output that takes no files": (["--synthetic", "--output", "/proc/self"], "cannot write to /proc/self"),
 }
 
 
 @pytest.mark.parametrize("case", FOUND_WHEN_LEARNERS_HAVE_MET)
 def test_bad_input_under_mpirun_is_one_line_and_status_2(mpirun, tmp_path, case):
     wrong, message = FOUND_WHEN_LEARNERS_HAVE_MET[case]
-    done = mpirun(2, TRAIN, *wrong, "--output", tmp_path / "run", status=2)
+    output = [] if "--output" in wrong else ["--output", tmp_path / "run"]
+    done = mpirun(2, TRAIN, *wrong, *output, status=2)
     said = [line for line in (done.stdout + done.stderr).splitlines() if "error:" in line]
     assert len(said) == 1, done.stderr
     assert said[0].startswith("train.py: error: ")

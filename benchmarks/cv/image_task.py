@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.cv import in_memory
+from benchmarks.cv import in_memory, models
 from benchmarks.cv.class_folders import ClassFolders
 from benchmarks.cv.datasets import DATA_SETS, DataSet, DecodedFolders, Found
 from benchmarks.cv.images import Images, Request, first_of_each_class
@@ -45,7 +45,7 @@ class DataOptions:
     @classmethod
     def of(cls, recipe: Recipe) -> DataOptions:
         """Raises RecipeError for an option that is unknown, wrong, or has no meaning for the recipe's task."""
-        given: dict[str, Any] = getattr(recipe, "data_options", {})
+        given: dict[str, Any] = recipe.data_options
         if unknown := given.keys() - cls.__dataclass_fields__.keys():
             known = ", ".join(cls.__dataclass_fields__)
             raise RecipeError(f"data_options: unknown {', '.join(map(str, unknown))}; known: {known}")
@@ -82,8 +82,6 @@ class ImageTask(Task):
             self._take_noise(data_set)
         else:
             self._take(data_set.find(recipe.data_dir, may_fetch), data_set)
-        from benchmarks.cv import models
-
         models.check(**self._model_arguments())  # while it is still one line for the user
         self.chosen = self._subset()
         self.samples = len(self.chosen)
@@ -127,8 +125,6 @@ class ImageTask(Task):
     # ---- model ----
 
     def make_model(self) -> nn.Module:
-        from benchmarks.cv import models
-
         return models.make(**self._model_arguments())
 
     def _model_arguments(self) -> dict[str, Any]:

@@ -89,8 +89,13 @@ class Outcome:
     output: str
 
 
-def inject(fault: Fault, folder: Path, horovodrun: bool = False, timeout: float = 120) -> Outcome:
-    """Run the job in `folder`, with the fault. Raises subprocess.TimeoutExpired if it does not end."""
+def inject(
+    fault: Fault, folder: Path, horovodrun: bool = False, timeout: float = 120, kill_launcher: bool = False
+) -> Outcome:
+    """Run the job in `folder`, with the fault. Raises subprocess.TimeoutExpired if it does not end.
+
+    kill_launcher: have the launcher killed by SIGKILL when the fault has happened.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     run, scratch = folder / "run", folder / "tmp"
     scratch.mkdir()
@@ -111,17 +116,27 @@ def inject(fault: Fault, folder: Path, horovodrun: bool = False, timeout: float 
     job = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
+    noted = folder / "run.fault"
     try:
+        if kill_launcher:
+            _kill_when(noted, scratch, timeout)
         output, _ = job.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(job.pid, signal.SIGKILL)
         raise
     ended = time.time()
-    noted = folder / "run.fault"
     seconds = ended - float(noted.read_text()) if noted.exists() else float("nan")
     reason = re.search(fault.says, " ".join(output.split()))
     left = [*_processes_of(folder), *_names_in(folder / "shm"), *_sessions(scratch)]
     return Outcome(job.returncode, seconds, reason[0] if reason else "", left, _intact(run), output)
+
+
+def _kill_when(noted: Path, scratch: Path, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    while not noted.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    for launcher in ("mpirun", "prterun"):  # mpirun becomes prterun, or starts it
+        subprocess.run(["pkill", "-KILL", "-f", f"{launcher} .*{scratch.parent}"], check=False)
 
 
 @cache

@@ -5,7 +5,8 @@
     done = run_on_host1(["horovodrun", "-np", "4", "-H", "host1:2,host2:2", sys.executable, "train.py"], timeout=120)
 
 Each call makes a world of its own: host1 and host2 have their own names, network, shared memory and IPC,
-one cable between them (optionally rate-limited), and an `ssh` that gives the other host a bare environment.
+one cable between them (optionally rate-limited), and an `ssh` that gives the other host a bare environment: a real
+one, with an sshd on each host, where we are root and it is installed, else a stand-in (as with TWO_HOSTS_SSH=fake).
 The file system is common, as on a cluster with a network file system. The world ends with the command: no
 process, interface or mount is left, and worlds that run at once do not see each other.
 Works as root, and as anyone where unprivileged user namespaces are allowed.
@@ -59,7 +60,7 @@ def run_on_host1(
     """
     with tempfile.TemporaryDirectory(prefix="two-hosts-") as scratch:
         return subprocess.run(
-            [*_new_world(), "sh", str(_HERE / "world.sh"), scratch, rate or "-", *cmd],
+            [*_new_world(), "sh", str(_HERE / "world.sh"), scratch, rate or "-", sshd() or "-", *cmd],
             env=_environment(scratch) | dict(env or {}),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -67,6 +68,14 @@ def run_on_host1(
             text=True,
             timeout=timeout,
         )
+
+
+def sshd() -> str | None:
+    """The ssh server that the hosts run; None if they make do with a stand-in."""
+    if os.geteuid() != 0 or os.environ.get("TWO_HOSTS_SSH") == "fake":
+        return None
+    tools = [shutil.which(name, path=_path()) for name in ("sshd", "ssh", "ssh-keygen")]
+    return tools[0] if all(tools) else None
 
 
 def _new_world() -> list[str]:

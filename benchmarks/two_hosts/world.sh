@@ -2,11 +2,12 @@
 # Runs one command on "host1" of a world of two hosts, host1 (10.77.0.1) and host2 (10.77.0.2).
 # Started by netns.py inside fresh pid, mount and net namespaces (as process 1 there), so nothing it makes
 # is visible outside, and everything in it dies with it.
-#   world.sh SCRATCH RATE COMMAND...      RATE: as in `tc`, e.g. 1gbit; "-" for no limit
+#   world.sh SCRATCH RATE SSHD COMMAND...      RATE: as in `tc`, e.g. 1gbit; "-" for no limit
+#                                              SSHD: the ssh server to run on both; "-" for a stand-in
 set -eu
 here=$(dirname "$0")
-scratch=$1 rate=$2
-shift 2
+scratch=$1 rate=$2 sshd=$3
+shift 3
 
 printf '127.0.0.1 localhost\n10.77.0.1 host1\n10.77.0.2 host2\n' >"$scratch/hosts"
 
@@ -41,7 +42,12 @@ done
 # Launchers name their session folders in TMPDIR by process id. Every world counts from 1, so in a common /tmp it
 # would meet those of a world that was killed; and Open MPI then stops.
 mkdir "$scratch/bin" "$scratch/host1" "$scratch/host2"
-sed -e "s/@HOST1@/$pid1/; s/@HOST2@/$pid2/; s|@HOME@|$HOME|; s|@SCRATCH@|$scratch|" "$here/fake_ssh.sh" >"$scratch/bin/ssh"
+if [ "$sshd" != - ]; then
+    # shellcheck source=benchmarks/two_hosts/real_ssh.sh
+    . "$here/real_ssh.sh"
+else
+    sed -e "s/@HOST1@/$pid1/; s/@HOST2@/$pid2/; s|@HOME@|$HOME|; s|@SCRATCH@|$scratch|" "$here/fake_ssh.sh" >"$scratch/bin/ssh"
+fi
 chmod +x "$scratch/bin/ssh"
 export PATH="$scratch/bin:$PATH" HOSTNAME=host1 TMPDIR="$scratch/host1"
 

@@ -310,7 +310,8 @@ class _Layout:
 
     def pieces(self, tensor: Tensor) -> Sequence[Tensor]:
         """Flat views of the pieces of a tensor that has the parameter's strides."""
-        return tensor.as_strided((self.numel,), (1,)).split_with_sizes(self.lengths)
+        flat = tensor.as_strided((self.numel,), (1,))
+        return flat.split_with_sizes(self.lengths) if len(self.lengths) > 1 else (flat,)  # most are not cut
 
     def state_pieces(self, state: dict[str, Any], name: str) -> Sequence[Tensor]:
         """The pieces of state[name], kept from step to step while its memory is where it was."""

@@ -112,42 +112,46 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
     us = replace(learners_module.start(), stall_timeout=recipe.stall_timeout)
     learners_module.use_threads(us)
     try:
-        check_alike(us, Path(sys.argv[0]).resolve().parent)
-        folder = _agree(us, partial(_open_folder, recipe, us.size, given.output, bool(given.resume)))
-        manifest = checkpoint.newest(folder / "checkpoints", us, _say) if given.resume else None
-        if manifest and manifest.learners != us.size and not given.resume_average:
-            raise RecipeError(
-                f"{manifest.folder} is of {manifest.learners} learners, but there are {us.size}: "
-                "--resume-average starts them from the mean"
-            )
-        task = _make_task(recipe, tasks[recipe.task], us, folder)
-        if manifest and manifest.step >= recipe.total_steps(task.samples) and (folder / "result.json").exists():
-            if us.rank == 0:
-                print(
-                    f"{folder}: the run has ended, after {manifest.step} steps; nothing is left to do "
-                    "(--max-steps or --epochs trains longer)"
-                )
-            return
-        trainer = Trainer(recipe, task, us, folder, manifest, given.resume_average)
+        trainer = _prepare(given, recipe, tasks, us)
     except UserError as error:  # the same on all learners
         _give_up(error if us.rank == 0 else None)
+    if trainer is None:
+        return
+    result = trainer.train()
+    trainer.close()
+    if us.rank == 0:
+        print(_interruption(trainer) if result is None else _summary(result), flush=True)
+    if result is None:
+        sys.exit(INTERRUPTED_STATUS)
+
+
+def _prepare(
+    given: argparse.Namespace, recipe: Recipe, tasks: Mapping[str, TaskFactory], us: Learners
+) -> Trainer | None:
+    """The run, ready to train; None, with a line that says so, if it has nothing left to do. Collective."""
+    check_alike(us, Path(sys.argv[0]).resolve().parent)
+    folder = _agree(us, partial(_open_folder, recipe, us.size, given.output, bool(given.resume)))
+    manifest = checkpoint.newest(folder / "checkpoints", us, _say) if given.resume else None
+    if manifest and manifest.learners != us.size and not given.resume_average:
+        raise RecipeError(
+            f"{manifest.folder} is of {manifest.learners} learners, but there are {us.size}: "
+            "--resume-average starts them from the mean"
+        )
+    task = _make_task(recipe, tasks[recipe.task], us, folder)
+    if manifest and manifest.step >= recipe.total_steps(task.samples) and (folder / "result.json").exists():
+        if us.rank == 0:
+            print(
+                f"{folder}: the run has ended, after {manifest.step} steps; nothing is left to do "
+                "(--max-steps or --epochs trains longer)"
+            )
+        return None
+    trainer = Trainer(recipe, task, us, folder, manifest, given.resume_average)
     trainer.log.say(f"{us.size} learners on {us.nodes} node(s), {trainer.total_steps} steps, {task.data} -> {folder}")
     if given.resume:
         trainer.log.say(
             f"going on after step {trainer.step}" if manifest else "no checkpoint there: starting at step 0"
         )
-    result = trainer.train()
-    trainer.close()
-    if result is None:
-        if us.rank == 0:
-            print(
-                f"interrupted by {trainer.interrupted} after step {trainer.step} of {trainer.total_steps}; "
-                f"go on with --output {folder} --resume",
-                flush=True,
-            )
-        sys.exit(INTERRUPTED_STATUS)
-    if us.rank == 0:
-        print(_summary(result), flush=True)
+    return trainer
 
 
 def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str) -> Recipe:
@@ -224,6 +228,13 @@ def _attempt(work: Callable[[], Result]) -> Result | UserError:
         return error
 
 
+def _interruption(trainer: Trainer) -> str:
+    return (
+        f"interrupted by {trainer.interrupted} after step {trainer.step} of {trainer.total_steps}; "
+        f"go on with --output {trainer.folder} --resume"
+    )
+
+
 def _summary(result: dict[str, Any]) -> str:
     heldout = result["heldout"]
     end = f"diverged at step {result['diverged_at_step']}" if result["diverged"] else f"{result['steps']} steps"
@@ -239,5 +250,5 @@ def _say(line: str) -> None:
 
 def _give_up(error: UserError | None) -> NoReturn:
     if error is not None:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        _say(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}")
     sys.exit(2)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,7 @@ class Trainer:
         self._next_meeting = self._meeting_after(self.step)
         self._logged = self.step  # up to which the mean losses are logged
         self._losses: list[tuple[int, Tensor]] = []  # this learner's since then, with the step they belong to
-        self._step_seconds: list[float] = []
-        self._exposed_seconds: list[float] = []
+        self._step_seconds, self._exposed_seconds = array("d"), array("d")
         self._waited_seconds = 0.0  # for the others, at log lines
 
     def train(self) -> dict[str, Any] | None:
@@ -351,9 +351,9 @@ class Trainer:
         return self.learners.mean_of(float(np.mean(sent)))
 
 
-def median(values: list[float]) -> float:
+def median(values: Sequence[float]) -> float:
     """NaN of no values."""
-    return float(np.median(values)) if values else math.nan
+    return float(np.median(values)) if len(values) else math.nan
 
 
 def mean(values: list[float]) -> float:

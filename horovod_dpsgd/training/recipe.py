@@ -206,10 +206,17 @@ def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:
 
 def check_resumable(before: Recipe, now: Recipe) -> None:
     """Raise RecipeError if a run that began by one recipe would go on by another in what shapes its result."""
-    changed = [key for key, value in before.model_dump().items() if getattr(now, key) != value and key not in FREE]
+    old, new = (_shaping(recipe) for recipe in (before, now))
+    changed = [key for key, value in old.items() if new[key] != value]
     if changed:
-        words = ", ".join(f"{key} {getattr(before, key)!r}, now {getattr(now, key)!r}" for key in changed)
+        words = ", ".join(f"{key} {old[key]!r}, now {new[key]!r}" for key in changed)
         raise RecipeError(f"the run cannot be resumed by another recipe: it was begun with {words}")
+
+
+def _shaping(recipe: Recipe) -> dict[str, Any]:
+    """The keys that shape a run's result. By whom data are read does not: tasks see to that."""
+    keys = {key: value for key, value in recipe.model_dump().items() if key not in FREE}
+    return keys | {"data_options": {key: value for key, value in recipe.data_options.items() if key != "workers"}}
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

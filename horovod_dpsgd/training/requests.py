@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 ROUND_SECONDS = 1.0  # so long a round should last; a request is acted on after two of them at most
+
+
+Handler = Callable[[int, FrameType | None], Any] | int | None  # as `signal.signal` has it
 
 
 class Asked(IntEnum):
@@ -54,18 +57,18 @@ class Requests:
         self.save_seconds = save_seconds
         self.by_signal = ""
         self._asked = Asked.NOTHING
+        self._outside: dict[signal.Signals, Handler] = {}
         self._saved_at = time.monotonic()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside the block signals are requests. A second one of those that ask for the end does
         what it does outside."""
-        before = {each: signal.signal(each, self._hear) for each in SIGNALS}
-        self._outside = before
+        self._outside = {each: signal.signal(each, self._hear) for each in SIGNALS}
         try:
             yield
         finally:
-            for each, handler in before.items():
+            for each, handler in self._outside.items():
                 signal.signal(each, handler)
 
     def saved(self) -> None:

@@ -1,0 +1,127 @@
+"""Inject every fault, soak the gossip layer, and write down what happened.
+
+    python -m benchmarks.reliability                        # faults under mpirun and horovodrun; 20 minutes of soaking
+    python -m benchmarks.reliability --only faults
+    python -m benchmarks.reliability --only soak --minutes 5
+
+Tables go to results/reliability, or to --results. What was measured before stays, so the parts can be run apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.comm.output import machine
+from benchmarks.experiments.launch import REPOSITORY, mpirun
+from benchmarks.reliability import faults
+from horovod_dpsgd.report import table
+from horovod_dpsgd.training.run_log import git_revision, versions
+
+SOAK = "benchmarks/reliability/soak.py"
+SOAKED = (("dpsgd", "matching"), ("adpsgd", "matching"))
+HEADER = (
+    "fault, on learner 1 of 3",
+    "launcher",
+    "status",
+    "ends after",
+    "the reason, as the job gives it",
+    "left",
+    "intact",
+)
+SOAK_HEADER = (
+    "algorithm", "learners", "minutes", "steps of all", "resident, MB a learner", "largest growth, MB", "/dev/shm, MB",
+    "stalls",
+)  # fmt: skip
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(
+        "python -m benchmarks.reliability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--only", choices=["faults", "soak"])
+    p.add_argument("--minutes", type=float, default=20.0, help="of soaking, for each algorithm (default: %(default)s)")
+    p.add_argument("--learners", type=int, default=16, help="that soak (default: %(default)s)")
+    p.add_argument("--results", type=Path, default=REPOSITORY / "results/reliability", metavar="DIR")
+    given = p.parse_args()
+    given.results.mkdir(parents=True, exist_ok=True)
+    if given.only != "soak":
+        _write(given.results / "faults.md", _faults())
+    if given.only != "faults":
+        _write(given.results / "soak.md", _soak(given.learners, given.minutes))
+
+
+def _faults() -> str:
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
+        for number, (fault, horovodrun) in enumerate((f, h) for f in faults.FAULTS for h in (False, True)):
+            outcome = faults.inject(fault, Path(scratch) / str(number), horovodrun)
+            launcher = "horovodrun" if horovodrun else "mpirun"
+            after = "before it began" if math.isnan(outcome.seconds) else f"{outcome.seconds:.1f} s"
+            intact = "-" if outcome.intact is None else f"step {outcome.intact}"
+            left = ", ".join(outcome.left) or "nothing"
+            rows.append([fault.name, launcher, str(outcome.status), after, outcome.said or "none", left, intact])
+            print(" | ".join(rows[-1]), flush=True)
+    words = (
+        f"A checkpoint every {faults.EVERY} steps; the fault comes in step {faults.AT_STEP}. `ends after`: from the "
+        f"fault to the end of the launcher; the stall timeout is {faults.STALL_SECONDS} s. `left`: processes, files in "
+        "/dev/shm and launchers' session folders that are still there afterwards. `intact`: the newest checkpoint whose "
+        "checksums are right."
+    )
+    return f"# Faults injected into a training job\n\n{words}\n\n{table.markdown(HEADER, rows)}"
+
+
+def _soak(learners: int, minutes: float) -> str:
+    rows = []
+    for algo, topology in SOAKED:
+        with tempfile.TemporaryDirectory() as scratch:
+            output = Path(scratch) / "soak.json"
+            words = ["--algo", algo, "--topology", topology, "--minutes", str(minutes), "--output", str(output)]
+            command = [*mpirun(learners), sys.executable, str(REPOSITORY / SOAK), *words]
+            root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PYTHONPATH": str(REPOSITORY)}
+            status = subprocess.run(command, env=os.environ | root, check=False).returncode
+            if not output.exists():
+                sys.exit(f"soaking {algo} failed with status {status}")
+            rows.append(_soak_row(json.loads(output.read_text())))
+    words = (
+        "More learners than cores, a random delay in every step (exponential, mean 20 ms; one step in a hundred ten "
+        "times as long). `resident`: memory of its own at the end; `growth`: of the learner that grew most, after the "
+        "first fifth of the time; `/dev/shm`: at the first and the last step; `stalls`: waits of more than 10 s."
+    )
+    return f"# Soaking\n\n{words}\n\n{table.markdown(SOAK_HEADER, rows)}"
+
+
+def _soak_row(numbers: dict) -> list[str]:
+    first, last = numbers["shared_mb_first_last"]
+    return [
+        f"{numbers['algo']}, {numbers['topology']}",
+        f"{numbers['learners']} on {numbers['cores']} cores",
+        f"{numbers['minutes']:g}",
+        f"{numbers['steps']:,}",
+        f"{min(numbers['resident_mb']):g} - {max(numbers['resident_mb']):g}",
+        f"{max(numbers['grown_mb']):g}",
+        f"{first:g} - {last:g}",
+        str(numbers["stalls"]),
+    ]
+
+
+def _write(file: Path, text: str) -> None:
+    command = shlex.join(["python", "-m", "benchmarks.reliability", *sys.argv[1:]])
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    about = (
+        f"Command: `{command}`\n{machine()}. {time.strftime('%Y-%m-%d')}. Code: {git_revision()}.\nVersions: {found}."
+    )
+    file.write_text(f"{text}\n\n{about}\n")
+    print(f"Written to {file}")
+
+
+if __name__ == "__main__":
+    main()

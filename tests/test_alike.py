@@ -1,0 +1,68 @@
+"""Learners that would not train the same thing are told so before they train."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY, environment, mpi_library
+
+from horovod_dpsgd.errors import MachineError
+from horovod_dpsgd.training import alike
+
+
+def test_a_digest_tells_names_and_contents(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.py").write_text("x = 1\n")
+    (tmp_path / "notes.txt").write_text("of no account")
+    before = alike.digest(tmp_path)
+    (tmp_path / "notes.txt").write_text("changed")
+    assert alike.digest(tmp_path) == before
+    (tmp_path / "sub/a.py").rename(tmp_path / "sub/b.py")
+    renamed = alike.digest(tmp_path)
+    (tmp_path / "sub/b.py").write_text("x = 2\n")
+    assert len({before, renamed, alike.digest(tmp_path)}) == 3
+
+
+def test_other_versions_are_named(monkeypatch):
+    class Two:
+        hosts = ("host1", "host2")
+
+        def gather(self, mine):
+            return [mine, mine | {"torch": "2.8.0", "mpi_library": None}]
+
+    monkeypatch.setattr(alike, "versions", lambda: {"torch": "2.9.1", "numpy": "2.2", "mpi_library": "Open MPI 5.0.11"})
+    with pytest.raises(MachineError) as error:
+        alike.check_alike(Two(), REPOSITORY / "hostfiles")
+    words = (
+        "learner 1 on host2 runs something else than learner 0 on host1, which has torch 2.9.1, there 2.8.0; mpi_lib"
+    )
+    assert words in str(error.value)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("change", ["library", "script"])
+def test_other_code_on_one_learner_is_named_before_anything_is_trained(tmp_path, change):
+    """Two learners of one job, started from two copies of the repository that differ in a comment."""
+    if shutil.which("mpirun") is None:
+        pytest.skip(mpi_library())
+    other = tmp_path / "other"
+    for folder in ("horovod_dpsgd", "benchmarks"):
+        shutil.copytree(REPOSITORY / folder, other / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    changed = other / ("horovod_dpsgd/lamb.py" if change == "library" else "benchmarks/cv/mnist_task.py")
+    changed.write_text(changed.read_text() + "# a change\n")
+    run = tmp_path / "run"
+    options = ["--synthetic", "--max-steps", "2", "--output", str(run)]
+    parts = []
+    for root in (REPOSITORY, other):
+        train = str(root / "benchmarks/cv/train.py")
+        parts.append(["-np", "1", "env", f"PYTHONPATH={root}", sys.executable, train, *options])
+    command = ["mpirun", "--oversubscribe", *parts[0], ":", *parts[1]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(said) == 1
+    code = "code of horovod_dpsgd" if change == "library" else "code in cv/"
+    assert re.search(f"learner 1 on .* runs something else than learner 0 .*{code} \\w+, there \\w+", said[0]), said
+    assert not run.exists()

@@ -1,0 +1,84 @@
+"""Any command line ends in one line and status 2, or gets as far as starting the learners; never in a traceback."""
+
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from conftest import REPOSITORY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from horovod_dpsgd import training
+from horovod_dpsgd.training import cli
+
+RECIPES = REPOSITORY / "benchmarks/cv/recipes"
+OPTIONS = sorted(
+    {word for action in cli.parser("", "mnist")._actions for word in action.option_strings} - {"-h", "--help"}
+)
+VALUES = [
+    "0",
+    "-1",
+    "3",
+    "1e400",
+    "nan",
+    "1.5",
+    "dpsgd",
+    "ssgd",
+    "adpsgd",
+    "ring",
+    "sgd",
+    "lamb",
+    "cuda",
+    "auto",
+    "mnist",
+]
+SETTINGS = [
+    "momentum=0.9",
+    "betas=[0.1]",
+    "decay=cosine",
+    "model_options.hidden=[3]",
+    "model_options=1",
+    "x",
+    "=",
+    "a.b=1",
+]
+WORDS = st.one_of(
+    st.sampled_from(OPTIONS), st.sampled_from(VALUES), st.sampled_from(SETTINGS), st.text(max_size=8), st.just("--set")
+)
+
+
+class Started(BaseException):
+    """The command line is right: learners would start now."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=400, deadline=None)
+@given(st.lists(WORDS, max_size=8))
+def test_any_command_line(words):
+    said: list[str] = []
+    with (
+        mock.patch.object(sys, "argv", ["train.py", *words]),
+        mock.patch.object(cli.learners_module, "start", side_effect=Started),
+        mock.patch("builtins.print", lambda *line, **_: said.append(" ".join(map(str, line)))),
+    ):
+        try:
+            training.main("", {"mnist": None}, RECIPES, "mnist")
+        except Started:
+            assert not said
+        except SystemExit as end:
+            assert end.code == 2
+            assert len(said) == 1
+            assert said[0].startswith("train.py: error: ")
+            assert "\n" not in said[0]
+
+
+def test_a_right_command_line_gets_through():
+    """Else the test above would show nothing."""
+    words = ["--algo", "dpsgd", "--topology", "ring", "--lr", "0.1", "--set", "momentum=0.9", "--output", "x"]
+    with (
+        mock.patch.object(sys, "argv", ["train.py", *words]),
+        mock.patch.object(cli.learners_module, "start", side_effect=Started),
+        pytest.raises(Started),
+    ):
+        training.main("", {"mnist": None}, Path(RECIPES), "mnist")
