@@ -57,7 +57,7 @@ def test_stopped_learners_end_with_their_launcher(tmp_path):
     fault = next(fault for fault in FAULTS if fault.kind == "stop")
     killed = faults.inject(fault, tmp_path, kill_launcher=True)
     assert not [each for each in killed.left if each.startswith("process")]
-    assert STALL_SECONDS > killed.seconds
+    assert killed.seconds < STALL_SECONDS
 
 
 def test_without_a_fault_the_same_job_ends_well(tmp_path):

@@ -73,8 +73,8 @@ def _faults() -> str:
     words = (
         f"A checkpoint every {faults.EVERY} steps; the fault comes in step {faults.AT_STEP}. `ends after`: from the "
         f"fault to the end of the launcher; the stall timeout is {faults.STALL_SECONDS} s. `left`: processes, files in "
-        "/dev/shm and launchers' session folders that are still there afterwards. `intact`: the newest checkpoint whose "
-        "checksums are right."
+        "/dev/shm and launchers' session folders that are still there afterwards. `intact`: the newest checkpoint "
+        "whose checksums are right."
     )
     return f"# Faults injected into a training job\n\n{words}\n\n{table.markdown(HEADER, rows)}"
 

@@ -86,7 +86,7 @@ class SlotExchange(ABC):
 
     @abstractmethod
     def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
-        """Bytes that others read of this learner at `step`, or that it sends; between_nodes: of that, to other nodes."""
+        """Bytes that others read of this learner at `step`, or that it sends; between_nodes: only to other nodes."""
 
     def close(self) -> None:
         """Leave the exchange; the model keeps its weights, in memory of its own. Collective."""
