@@ -12,6 +12,8 @@ checkpoint, or of that of a step. Integer buffers are learner 0's.
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.checkpoint import Manifest
+from horovod_dpsgd.training.files import sync
 
 
 def main() -> None:
@@ -31,7 +34,7 @@ def main() -> None:
     given = p.parse_args()
     try:
         manifest = _manifest(given.run / "checkpoints", given.step)
-        weights = averaged_model(manifest)
+        weights = checkpoint.mean_model(manifest)  # tied tensors stand under each of their names, apart
         save(weights, given.output)
     except UserError as error:
         p.exit(2, f"horovod_dpsgd.export: error: {error}\n")
@@ -39,33 +42,41 @@ def main() -> None:
     print(f"{given.output}: the mean of {manifest.learners} learners after step {manifest.step}, {count} numbers")
 
 
-def averaged_model(manifest: Manifest) -> dict[str, Tensor]:
-    """The state dict of the model at w_a, on the CPU; tied tensors stand under each of their names, apart."""
-    model = checkpoint.load_mean(manifest)["algorithm"]["model"]
-    return {name: tensor.detach().clone().contiguous() for name, tensor in model.items()}
-
-
 def save(weights: dict[str, Tensor], path: Path) -> None:
     """Raises UserError if the file cannot be written, or its suffix is no format."""
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise UserError(f"{path}: the format is said by the suffix, .safetensors or .pt")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+        content = _safetensors(weights) if path.suffix == ".safetensors" else _pickled(weights)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(content)
+        sync(partial)
+        partial.rename(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
-            save_file(weights, path, {"format": "pt"})
-        else:
-            torch.save(weights, path)
+
+def _safetensors(weights: dict[str, Tensor]) -> bytes:
+    try:
+        from safetensors.torch import save
     except ImportError as error:
         raise UserError("safetensors is not installed: pip install safetensors, or give a .pt file") from error
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+    return save({name: tensor.clone().contiguous() for name, tensor in weights.items()}, {"format": "pt"})
+
+
+def _pickled(weights: dict[str, Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    return buffer.getvalue()
 
 
 def _manifest(folder: Path, step: int | None) -> Manifest:
+    if step is None:
+        found = checkpoint.newest(folder, lambda line: print(line, file=sys.stderr))
+        if found is None:
+            raise UserError(f"{folder} holds no checkpoint")
+        return found
     try:
-        if step is None:
-            return checkpoint.newest_intact(folder)
         manifest = Manifest.read(checkpoint.folder_of(folder, step))
         problem = manifest.damage()
     except ValueError as error:

@@ -15,7 +15,8 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -177,7 +178,8 @@ def start() -> Learners:
     os.environ.setdefault("OMPI_MCA_osc_ucx_verbose", "-1")
     from mpi4py import MPI
 
-    _end_with_launcher()
+    if any(name in os.environ for name in RANK_VARIABLES):
+        end_with_parent()  # its launcher: a learner that computes or is stopped would live on without it
     world = MPI.COMM_WORLD.Dup()
     node = cast("MPI.Intracomm", world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank))
     sys.excepthook = _abort_on_exception
@@ -185,10 +187,23 @@ def start() -> Learners:
     return describe(world, node)
 
 
-def _end_with_launcher() -> None:
-    """Have the kernel kill this learner when its launcher is killed: one that computes or is stopped would live on."""
-    if any(name in os.environ for name in RANK_VARIABLES):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends, killed or not."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def sparing_children() -> Iterator[None]:
+    """Processes started inside the block are spared the signals that mpirun passes on.
+
+    It sends them to a learner's whole process group, where a data loader's workers would die of them. The mask is
+    inherited by whatever they start. (SIGTERM is not in it: loaders end their workers by that.)
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def describe(world: MPI.Intracomm, node: MPI.Intracomm, stall_timeout: float = STALL_TIMEOUT) -> Learners:

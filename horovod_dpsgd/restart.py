@@ -25,8 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from horovod_dpsgd.learners import end_with_parent
+
 BAD_INPUT, INTERRUPTED, NOT_STARTED, LOST = 2, 143, 127, 1  # statuses
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 CHECK = "ssh -o BatchMode=yes -o ConnectTimeout=10 {host} true"
 CHECK_SECONDS = 20.0
 
@@ -36,6 +38,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self.told_to_end = False
+        self._early: list[int] = []  # signals that came before the job was there
         self._job: subprocess.Popen[bytes] | None = None
         for each in FORWARDED:
             signal.signal(each, self._forward)
@@ -43,7 +46,10 @@ class Launcher:
     def run(self, command: Sequence[str]) -> int:
         """The status of `command`, as shells report it: 128 + N if signal N ended it, 127 if it cannot start."""
         try:
-            self._job = subprocess.Popen(command, start_new_session=True)  # a signal reaches it by us alone
+            # In a session of its own, where signals reach it by us alone; and it is not to outlive us.
+            self._job = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+            for number in self._early:
+                self._job.send_signal(number)
         except OSError as error:
             say(f"{command[0]} cannot be started: {error.strerror}")
             return NOT_STARTED
@@ -52,7 +58,9 @@ class Launcher:
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self.told_to_end |= number != signal.SIGUSR1
-        if self._job is not None and self._job.poll() is None:
+        if self._job is None:
+            self._early.append(number)
+        elif self._job.poll() is None:
             self._job.send_signal(number)
 
 
@@ -65,6 +73,8 @@ def main() -> int:
         if words is None:
             say(f"no start: {sum(slots for _, slots in hosts)} slots are left, and the job needs {min(given.sizes)}")
             return LOST
+        if launcher.told_to_end:
+            return INTERRUPTED
         say(f"{'restart ' + str(restarts) if restarts else 'start'}: {shlex.join(words)}")
         began = time.monotonic()
         status = launcher.run(words)
@@ -76,8 +86,6 @@ def main() -> int:
         say(f"the job failed with status {status} after {time.monotonic() - began:.0f} s")
         if restarts < given.max_restarts:
             time.sleep(given.pause)
-        if launcher.told_to_end:
-            return status
     say(f"it has been restarted {given.max_restarts} times: giving up")
     return status
 

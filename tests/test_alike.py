@@ -9,20 +9,23 @@ import pytest
 from conftest import REPOSITORY, environment, mpi_library
 
 from horovod_dpsgd.errors import MachineError
-from horovod_dpsgd.training import alike
+from horovod_dpsgd.training import Recipe, alike
 
 
 def test_a_digest_tells_names_and_contents(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub/a.py").write_text("x = 1\n")
-    (tmp_path / "notes.txt").write_text("of no account")
-    before = alike.digest(tmp_path)
-    (tmp_path / "notes.txt").write_text("changed")
-    assert alike.digest(tmp_path) == before
-    (tmp_path / "sub/a.py").rename(tmp_path / "sub/b.py")
-    renamed = alike.digest(tmp_path)
-    (tmp_path / "sub/b.py").write_text("x = 2\n")
-    assert len({before, renamed, alike.digest(tmp_path)}) == 3
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    one.write_text("x = 1\n")
+    two.write_text("x = 2\n")
+    digests = [alike.digest(files) for files in ({"a": one}, {"b": one}, {"a": two}, {"a": one, "b": tmp_path / "no"})]
+    assert len(set(digests)) == 4
+    two.write_text("x = 1\n")
+    assert alike.digest({"a": two}) == digests[0], "wherever the file is"
+
+
+def test_own_modules_are_neither_python_s_nor_installed():
+    names = alike.own_modules().keys()
+    assert "test_alike" in names
+    assert not names & {"json", "torch", "pytest"}
 
 
 def test_other_versions_are_named(monkeypatch):
@@ -34,7 +37,7 @@ def test_other_versions_are_named(monkeypatch):
 
     monkeypatch.setattr(alike, "versions", lambda: {"torch": "2.9.1", "numpy": "2.2", "mpi_library": "Open MPI 5.0.11"})
     with pytest.raises(MachineError) as error:
-        alike.check_alike(Two(), REPOSITORY / "hostfiles")
+        alike.check_alike(Two(), Recipe(task="t", model="m", lr=1, batch_size=1, max_steps=1))
     words = (
         "learner 1 on host2 runs something else than learner 0 on host1, which has torch 2.9.1, there 2.8.0; mpi_lib"
     )
@@ -63,6 +66,6 @@ def test_other_code_on_one_learner_is_named_before_anything_is_trained(tmp_path,
     assert done.returncode == 2, done.stdout + done.stderr
     said = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(said) == 1
-    code = "code of horovod_dpsgd" if change == "library" else "code in cv/"
+    code = f"code of {'horovod_dpsgd' if change == 'library' else 'the training script'}"
     assert re.search(f"learner 1 on .* runs something else than learner 0 .*{code} \\w+, there \\w+", said[0]), said
     assert not run.exists()

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, environment, mpi_library
 
-from horovod_dpsgd.errors import UserError
-from horovod_dpsgd.export import averaged_model, save
+from horovod_dpsgd.errors import DataError, UserError
+from horovod_dpsgd.export import save
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.checkpoint import CheckpointError, Manifest
 
@@ -52,7 +53,7 @@ def test_what_was_saved_is_loaded(tmp_path):
     torch.manual_seed(3)
     written(tmp_path, 5)
     drawn = torch.rand(4)
-    manifest = checkpoint.newest(tmp_path, Alone(), pytest.fail)
+    manifest = checkpoint.newest(tmp_path, pytest.fail)
     loaded = checkpoint.load(manifest, Alone())
     assert (manifest.step, manifest.learners) == (5, 1)
     assert torch.equal(loaded["algorithm"]["model"]["w"], torch.full((3,), 5.0))
@@ -67,7 +68,7 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_the_same_step_can_be_saved_again(tmp_path):
     written(tmp_path, 4)
     checkpoint.save(tmp_path, 4, state(7.0), Alone())
-    manifest = checkpoint.newest(tmp_path, Alone(), pytest.fail)
+    manifest = checkpoint.newest(tmp_path, pytest.fail)
     assert float(checkpoint.load(manifest, Alone())["algorithm"]["model"]["w"][0]) == 7.0
 
 
@@ -114,14 +115,27 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path, damage):
     written(tmp_path, 1, 2)
     damage(tmp_path / "step-00000002")
     said: list[str] = []
-    assert checkpoint.newest(tmp_path, Alone(), said.append).step == 1
+    assert checkpoint.newest(tmp_path, said.append).step == 1
     assert len(said) == 1
     assert "step-00000002 is damaged and passed over" in said[0] and re.search(DAMAGE[damage], said[0])
-    assert checkpoint.newest_intact(tmp_path).step == 1
     damage(tmp_path / "step-00000001")
-    assert checkpoint.newest(tmp_path, Alone(), said.append) is None
-    with pytest.raises(ValueError, match="holds no intact checkpoint"):
-        checkpoint.newest_intact(tmp_path)
+    with pytest.raises(DataError, match="none of the 2 checkpoints"):
+        checkpoint.newest(tmp_path, said.append)
+
+
+def test_damaged_checkpoints_beyond_do_not_count_among_those_kept(tmp_path):
+    written(tmp_path, 1, 2, 3)
+    truncate(tmp_path / "step-00000003")
+    (tmp_path / "step-00000001-best").mkdir()  # a user's own
+    assert checkpoint.newest(tmp_path, [].append).step == 2
+    assert written(tmp_path, 2, keep=1) == ["step-00000001-best", "step-00000002", "step-00000003"]
+    assert checkpoint.newest(tmp_path, [].append).step == 2
+    written(tmp_path, 3, keep=1)
+    assert checkpoint.newest(tmp_path, pytest.fail).step == 3, "written anew"
+
+
+def test_without_checkpoints_there_is_none(tmp_path):
+    assert checkpoint.newest(tmp_path / "none", pytest.fail) is None
 
 
 def test_what_a_killed_run_left_half_written_is_no_checkpoint_and_goes_away(tmp_path):
@@ -129,7 +143,7 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint_and_goes_away(tmp_
     half = tmp_path / ".step-00000002.partial"
     half.mkdir()
     (half / "learner-000.pt").write_bytes(b"half")
-    assert checkpoint.newest(tmp_path, Alone(), pytest.fail).step == 1
+    assert checkpoint.newest(tmp_path, pytest.fail).step == 1
     assert written(tmp_path, 3) == ["step-00000001", "step-00000003"]
 
 
@@ -138,7 +152,7 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(CheckpointError, match=r"cannot write .*learner-000.pt .*No space left on device"):
         checkpoint.save(tmp_path, 2, state(2), Alone())
-    assert checkpoint.newest_intact(tmp_path).step == 1
+    assert checkpoint.newest(tmp_path, pytest.fail).step == 1
 
 
 def test_the_mean_of_a_checkpoint_is_that_of_weights_and_moments(tmp_path):
@@ -166,21 +180,30 @@ def test_the_mean_of_a_checkpoint_is_that_of_weights_and_moments(tmp_path):
     mean = checkpoint.load_mean(manifest)
     assert mean.keys() == {"algorithm", "seconds"}
     assert mean["algorithm"]["model"]["w"].item() == pytest.approx(5.0)
+    assert torch.equal(checkpoint.mean_model(manifest)["w"], mean["algorithm"]["model"]["w"])
     assert mean["algorithm"]["model"]["half"].dtype == torch.float16
     assert (mean["algorithm"]["model"]["seen"].item(), mean["algorithm"]["step"]) == (9, 9)
     torch.testing.assert_close(mean["algorithm"]["optimizer"]["state"][0]["exp_avg"], torch.tensor([5.0, -5.0]))
 
     from safetensors.torch import load_file
 
-    exported = averaged_model(manifest)
+    exported = checkpoint.mean_model(manifest)
     for name, read in (("m.safetensors", load_file), ("m.pt", torch.load)):
         save(exported, tmp_path / name)
         for key, value in read(tmp_path / name).items():
             assert torch.equal(value, exported[key])
     with pytest.raises(UserError, match="the suffix"):
         save(exported, tmp_path / "m.h5")
-    with pytest.raises(UserError, match="cannot write"):
-        save(exported, tmp_path / "no/such/folder/m.pt")
+    for name in ("m.pt", "m.safetensors"):
+        with pytest.raises(UserError, match="cannot write"):
+            save(exported, tmp_path / "no/such/folder" / name)
+
+
+def test_learners_without_state_for_a_parameter_take_no_part_in_its_mean():
+    """As under AD-PSGD, where a slow learner may not have taken a step yet."""
+    one, two = {"state": {}, "a": None}, {"state": {0: torch.tensor([2.0])}, "a": torch.tensor([3.0])}
+    for first, second in ((one, two), (two, one)):
+        assert checkpoint._moved(first, second, 0.5) == two
 
 
 # Real jobs
@@ -248,6 +271,7 @@ def test_minutes_between_checkpoints_are_kept_to(mpirun, tmp_path):
     mpirun(2, TRAIN, *run, "--max-steps", 60, "--output", tmp_path)
     steps = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
     assert steps[-1] == 60 and len(steps) > 3, steps
+    assert min(later - earlier for earlier, later in pairwise(steps[:-1])) > 1, "none twice"
 
 
 @pytest.mark.mpi
@@ -267,7 +291,7 @@ def test_another_number_of_learners_goes_on_from_the_mean(mpirun, tmp_path):
     recipe = recipes.load(str(tmp_path / "config.yaml"), tmp_path, {})
     task = MnistTask(recipe)
     model = task.make_model()
-    model.load_state_dict(averaged_model(Manifest.read(tmp_path / "checkpoints/step-00000008")))
+    model.load_state_dict(checkpoint.mean_model(Manifest.read(tmp_path / "checkpoints/step-00000008")))
     indices = Sampler(task.samples, 300, 1, recipe.seed).indices(Part(8, 0))
     task.loss(model, next(iter(task.train_batches([indices])))).backward()
     with torch.no_grad():
@@ -280,11 +304,12 @@ def test_another_number_of_learners_goes_on_from_the_mean(mpirun, tmp_path):
 @pytest.mark.mpi
 @pytest.mark.parametrize("algo", ["dpsgd", "ssgd", "adpsgd"])
 def test_signals_save_and_end_a_run_that_goes_on_as_if_nothing_had_been(tmp_path, algo):
-    """To mpirun, which passes them on: SIGUSR1 saves, SIGUSR2 saves and ends."""
+    """To mpirun, which passes them on: SIGUSR1 saves, SIGUSR2 saves and ends; horovodrun becomes mpirun."""
     if "Open MPI" not in mpi_library() and "open-mpi" not in mpi_library():
         pytest.skip(f"{mpi_library()}: mpirun dies of SIGUSR2")
     run = ["--algo", algo, *map(str, SHORT), "--checkpoint-every", "0", "--slow-learner", "1:20"]
-    job = start(2, *run, "--max-steps", "100000", "--output", tmp_path / "parts")
+    launcher = ["horovodrun", "-np", "2", "-H", "localhost:2"] if algo == "ssgd" else MPIRUN
+    job = start(launcher, *run, "--max-steps", "100000", "--output", tmp_path / "parts")
     metrics = tmp_path / "parts/metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text())
     job.send_signal(signal.SIGUSR1)
@@ -296,21 +321,24 @@ def test_signals_save_and_end_a_run_that_goes_on_as_if_nothing_had_been(tmp_path
     step = int(re.search(r"interrupted by SIGUSR2 after step (\d+) of 100000", out)[1])
     assert json.loads((tmp_path / "parts/interrupted.json").read_text()) == {"step": step, "by": "SIGUSR2"}
     assert not (tmp_path / "parts/result.json").exists()
-    assert checkpoint.newest_intact(tmp_path / "parts/checkpoints").step == step
-    ended = start(2, *run, "--max-steps", str(step + 6), "--output", tmp_path / "parts", "--resume")
+    assert checkpoint.newest(tmp_path / "parts/checkpoints", pytest.fail).step == step
+    ended = start(MPIRUN, *run, "--max-steps", str(step + 6), "--output", tmp_path / "parts", "--resume")
     out, err = ended.communicate(timeout=120)
     assert ended.returncode == 0, out + err
     assert not (tmp_path / "parts/interrupted.json").exists()
     assert json.loads((tmp_path / "parts/result.json").read_text())["ended"] == "completed"
     if algo != "adpsgd":  # which cannot be repeated bit for bit
-        whole = start(2, *run, "--max-steps", str(step + 6), "--output", tmp_path / "whole")
+        whole = start(MPIRUN, *run, "--max-steps", str(step + 6), "--output", tmp_path / "whole")
         out, err = whole.communicate(timeout=120)
         assert whole.returncode == 0, out + err
         assert_equal(tmp_path / "whole", tmp_path / "parts", step + 6, 2)
 
 
-def start(n: int, *words: object) -> subprocess.Popen:
-    command = ["mpirun", "--oversubscribe", "-np", str(n), sys.executable, str(TRAIN), *map(str, words)]
+MPIRUN = ["mpirun", "--oversubscribe", "-np", "2"]
+
+
+def start(launcher: list[str], *words: object) -> subprocess.Popen:
+    command = [*launcher, sys.executable, str(TRAIN), *map(str, words)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=REPOSITORY
     )

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import REPOSITORY, environment
 from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
@@ -660,3 +664,35 @@ def test_recipes_are_recipes_of_known_tasks(path):
     if recipe.task in ("cifar10", "imagenet") and path.stem not in CPU:  # linear scaling and warm-up from the base rate
         base = {"cifar10": 128, "imagenet": 256}[recipe.task]
         assert recipe.lr == pytest.approx(recipe.warmup_from * recipe.batch_size / base)
+
+
+@pytest.mark.mpi
+def test_signals_to_the_job_spare_the_workers(folder, tmp_path):
+    """mpirun sends them to a learner's whole process group, and its workers have no handlers."""
+    recipe_file = tmp_path / "recipe.yaml"
+    keys = {"task": "folder", "model": "vgg11-plain", "model_options": {"width": 0.25}, "lr": 0.01, "batch_size": 4}
+    keys |= {"data_options": {"image_size": 32, "workers": 1}, "max_steps": 100_000, "checkpoint_every": 0}
+    recipe_file.write_text(json.dumps(keys | {"log_every": 5, "data_dir": str(folder), "slow_learner": "1:5"}))
+    train = REPOSITORY / "benchmarks/cv/train.py"
+    words = ["mpirun", "--oversubscribe", "-np", "2", sys.executable, str(train), "--recipe", str(recipe_file)]
+    job = subprocess.Popen(
+        [*words, "--output", str(tmp_path / "run")], env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    metrics, saved = tmp_path / "run/metrics.jsonl", tmp_path / "run/checkpoints"
+
+    def wait_for(condition) -> None:
+        end = time.monotonic() + 120
+        while not condition():
+            assert job.poll() is None, job.communicate()[0]
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    wait_for(lambda: metrics.exists() and metrics.read_text())
+    job.send_signal(signal.SIGUSR1)
+    wait_for(lambda: list(saved.glob("step-*")))
+    lines = len(metrics.read_text().splitlines())
+    wait_for(lambda: len(metrics.read_text().splitlines()) > lines + 2)  # it goes on
+    job.send_signal(signal.SIGUSR2)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 143, out

@@ -4,11 +4,12 @@ The faults and how they are injected: benchmarks/reliability. What is left behin
 folder for temporary files of the job's own.
 """
 
+import json
 import math
 import shutil
 
 import pytest
-from conftest import mpi_library
+from conftest import REPOSITORY, mpi_library
 
 from benchmarks.reliability import faults
 from benchmarks.reliability.faults import AT_STEP, EVERY, FAULTS, STALL_SECONDS
@@ -20,6 +21,8 @@ pytestmark = [
                        reason=f"{mpi_library()}: the reasons expected are Open MPI's"),
 ]  # fmt: skip
 SOON = 30.0  # seconds
+SOAK = REPOSITORY / "benchmarks/reliability/soak.py"
+UNDER_HOROVODRUN = [fault for fault in FAULTS if fault.kind in ("kill-exchange", "stop", "exception") or fault.disk]
 
 
 def check(fault: faults.Fault, outcome: faults.Outcome) -> None:
@@ -44,12 +47,21 @@ def test_under_mpirun(tmp_path, fault):
     check(fault, faults.inject(fault, tmp_path))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", UNDER_HOROVODRUN, ids=lambda fault: fault.name)
 def test_under_horovodrun(tmp_path, fault):
     if shutil.which("horovodrun") is None:
         pytest.skip("no horovodrun on PATH")
     check(fault, faults.inject(fault, tmp_path, horovodrun=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["dpsgd", "adpsgd"])
+def test_sixteen_learners_on_few_cores_neither_stall_nor_grow(mpirun, tmp_path, algo):
+    """Half a minute of what results/reliability/soak.md has twenty of."""
+    mpirun(16, SOAK, "--minutes", 0.4, "--algo", algo, "--output", tmp_path / "soak.json", timeout=300)
+    soaked = json.loads((tmp_path / "soak.json").read_text())
+    assert (soaked["learners"], soaked["stalls"]) == (16, 0)
+    assert soaked["steps"] > 16 * 100
 
 
 def test_stopped_learners_end_with_their_launcher(tmp_path):

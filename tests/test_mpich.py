@@ -1,12 +1,15 @@
 """DPSGD and AD-PSGD under MPICH, beside the Open MPI that the other tests use (make test installs both)."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAMS, REPOSITORY, mpi_library, run
+from conftest import PROGRAMS, REPOSITORY, environment, mpi_library, run
 
 from benchmarks.two_hosts.netns import run_on_host1, why_not
 
@@ -52,6 +55,27 @@ def test_the_training_script_runs_and_goes_on(tmp_path):
     mpich(3, REPOSITORY / "benchmarks/cv/train.py", *options, "--algo", "dpsgd", "--max-steps", 6)
     again = mpich(3, REPOSITORY / "benchmarks/cv/train.py", "--max-steps", 9, "--output", tmp_path, "--resume")
     assert "going on after step 6" in again.stdout + again.stderr
+
+
+def test_sigterm_to_mpirun_saves_and_ends(tmp_path):
+    """MPICH's mpirun passes it on, where Open MPI's kills the learners."""
+    options = ["--synthetic", "--batch-size", "300", "--max-steps", "100000", "--slow-learner", "1:20"]
+    train = str(REPOSITORY / "benchmarks/cv/train.py")
+    launch = [str(MPICH / "bin/mpirun"), "-np", "2", str(MPICH / "bin/python"), train, *options]
+    env = environment() | ENVIRONMENT
+    job = subprocess.Popen(
+        [*launch, "--output", str(tmp_path)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    end = time.monotonic() + 90
+    while not ((tmp_path / "metrics.jsonl").exists() and (tmp_path / "metrics.jsonl").read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    out, _ = job.communicate(timeout=60)
+    assert re.search(r"interrupted by SIGTERM after step \d+ of 100000", out), out
+    assert job.returncode != 0
+    assert (tmp_path / "interrupted.json").exists()
+    assert list(tmp_path.glob("checkpoints/step-*"))
 
 
 @pytest.mark.skipif(why_not() is not None, reason=why_not() or "")

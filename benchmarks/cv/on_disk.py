@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from benchmarks.cv.class_folders import ClassFolders, read_image
 from benchmarks.cv.images import Images, Request
 from horovod_dpsgd.errors import DataError
+from horovod_dpsgd.learners import sparing_children
 
 Batch = tuple[Tensor, Tensor]
 
@@ -68,7 +69,9 @@ class OnDiskImages(Images):
         loader = self._idle.pop() if self._idle else self._make_loader()
         loader.sampler.given = requests
         try:
-            yield from map(_checked, loader)
+            with sparing_children():
+                batches = iter(loader)
+            yield from map(_checked, batches)
         except (OSError, EOFError) as error:  # the loader's own RuntimeError comes when no batch of that worker is due
             raise RuntimeError(f"a DataLoader worker exited unexpectedly while it sent a batch ({error})") from error
         self._idle.append(loader)

@@ -16,10 +16,10 @@ from horovod_dpsgd.training import Recipe, checkpoint
 
 def of_run(run: Run) -> float:
     """Dead units, per cent of all ReLU units, of learner 0 in the last checkpoint; NaN without one."""
-    manifest = checkpoint.newest(run.folder / "checkpoints")
+    manifest = checkpoint.newest(run.folder / "checkpoints", print)
     if manifest is None:
         return float("nan")
-    state = torch.load(manifest.folder / "learner-000.pt", weights_only=False)["algorithm"]["model"]
+    state = checkpoint.read(manifest, 0)["algorithm"]["model"]
     task = _task(Recipe.model_validate(run.result["config"]).model_dump_json())
     model = task.make_model()
     model.load_state_dict(state)

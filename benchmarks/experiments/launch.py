@@ -33,6 +33,12 @@ def mpirun(learners: int) -> list[str]:
     return ["mpirun", *allow_more_than_cores, "-np", str(learners)]
 
 
+def environment() -> dict[str, str]:
+    """This process's, with which learners find the code; and mpirun refuses root, who one is in a container."""
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
+    return os.environ | root | {"PYTHONPATH": str(REPOSITORY)}
+
+
 def run_all(jobs: list[Job], folder: Path, dry_run: bool) -> list[Path]:
     """Run what has no result yet below `folder`; return the run folders. Ends the program if a run fails."""
     folders = [folder / job.name for job in jobs]
@@ -49,9 +55,7 @@ def run_all(jobs: list[Job], folder: Path, dry_run: bool) -> list[Path]:
 
 
 def _run(command: list[str], output: Path) -> None:
-    # What an interrupted run left can be gone on with; mpirun refuses root, which is who one is in a container.
-    resume = ["--resume"] if (output / "config.yaml").exists() else []
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-    status = subprocess.run(command + resume, env=os.environ | root, check=False).returncode
+    # What an interrupted run left can be gone on with.
+    status = subprocess.run([*command, "--resume", "auto"], env=environment(), check=False).returncode
     if status:
         sys.exit(f"reproduce.py: the run {output.name} failed with status {status}; the reason is above")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shlex
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks.comm.output import machine
-from benchmarks.experiments.launch import REPOSITORY, mpirun
+from benchmarks.experiments.launch import REPOSITORY, environment, mpirun
 from benchmarks.reliability import faults
 from horovod_dpsgd.report import table
 from horovod_dpsgd.training.run_log import git_revision, versions
@@ -86,8 +85,7 @@ def _soak(learners: int, minutes: float) -> str:
             output = Path(scratch) / "soak.json"
             words = ["--algo", algo, "--topology", topology, "--minutes", str(minutes), "--output", str(output)]
             command = [*mpirun(learners), sys.executable, str(REPOSITORY / SOAK), *words]
-            root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PYTHONPATH": str(REPOSITORY)}
-            status = subprocess.run(command, env=os.environ | root, check=False).returncode
+            status = subprocess.run(command, env=environment(), check=False).returncode
             if not output.exists():
                 sys.exit(f"soaking {algo} failed with status {status}")
             rows.append(_soak_row(json.loads(output.read_text())))

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from benchmarks.experiments.launch import mpirun
+from benchmarks.experiments.launch import REPOSITORY, environment, mpirun
 from horovod_dpsgd.training import checkpoint
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = REPOSITORY / "benchmarks/reliability/faulty_train.py"
 LEARNERS, EVERY, AT_STEP = 3, 10, 25  # a checkpoint every 10 steps; the fault comes at step 25, on learner 1
 STALL_SECONDS = 8
 RUN = ["--synthetic", "--batch-size", "300", "--max-steps", "60", "--log-every", "5", "--checkpoint-every", str(EVERY)]
 DPSGD, SSGD = ("--algo", "dpsgd", "--topology", "matching"), ("--algo", "ssgd")
+ADPSGD = ("--algo", "adpsgd", "--topology", "matching")
 SHM_OF_FAULTS = "256m"  # for the job's own /dev/shm
 
 
@@ -54,6 +54,7 @@ FAULTS = [
     Fault("killed in forward, SSGD", "kill-forward", SSGD, KILLED),
     Fault("killed in the exchange, DPSGD", "kill-exchange", DPSGD, KILLED),
     Fault("killed in the all-reduce, SSGD", "kill-exchange", SSGD, KILLED),
+    Fault("killed in forward, AD-PSGD", "kill-forward", ADPSGD, KILLED, at=AT_STEP - 5),
     Fault("killed in a checkpoint", "kill-checkpoint", DPSGD, KILLED),
     Fault("stopped (SIGSTOP), DPSGD", "stop", DPSGD, r"learner 1 has published \d+; gave up after 8 s"),
     Fault(
@@ -103,18 +104,12 @@ def inject(
     if fault.disk:
         run.mkdir()
     world = _world(fault, run, folder / "shm")
-    environment = os.environ | {
-        "FAULT": f"{fault.kind}:1:{fault.at}",
-        "TMPDIR": str(scratch),  # session folders, to see what is left of them
-        "PYTHONPATH": str(REPOSITORY),
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    # Session folders go to TMPDIR, to see what is left of them.
+    env = environment() | {"FAULT": f"{fault.kind}:1:{fault.at}", "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
     hvd = ["horovodrun", "-np", str(LEARNERS), "-H", f"localhost:{LEARNERS}"]
     words = [*world, *(hvd if horovodrun else mpirun(LEARNERS)), sys.executable, *command]
     job = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True
     )
     noted = folder / "run.fault"
     try:
@@ -127,7 +122,7 @@ def inject(
     ended = time.time()
     seconds = ended - float(noted.read_text()) if noted.exists() else float("nan")
     reason = re.search(fault.says, " ".join(output.split()))
-    left = [*_processes_of(folder), *_names_in(folder / "shm"), *_sessions(scratch)]
+    left = [*_still_running(scratch), *_names_in(folder / "shm"), *_sessions(scratch)]
     return Outcome(job.returncode, seconds, reason[0] if reason else "", left, _intact(run), output)
 
 
@@ -135,8 +130,9 @@ def _kill_when(noted: Path, scratch: Path, timeout: float) -> None:
     end = time.monotonic() + timeout
     while not noted.exists() and time.monotonic() < end:
         time.sleep(0.05)
-    for launcher in ("mpirun", "prterun"):  # mpirun becomes prterun, or starts it
-        subprocess.run(["pkill", "-KILL", "-f", f"{launcher} .*{scratch.parent}"], check=False)
+    for pid, words in _processes(scratch).items():
+        if Path(words[0]).name in ("mpirun", "prterun"):
+            os.kill(pid, signal.SIGKILL)
 
 
 @cache
@@ -160,23 +156,23 @@ def _unshare() -> list[str]:
     return ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--mount"]
 
 
-def _processes_of(folder: Path, patience: float = 5.0) -> list[str]:
-    """Those whose command line names the folder, if they are still there when they have been given time to end."""
+def _still_running(scratch: Path, patience: float = 5.0) -> list[str]:
+    """The job's processes, if they are still there when they have been given time to end."""
     end = time.monotonic() + patience
-    while (found := _named(str(folder))) and time.monotonic() < end:
+    while (found := _processes(scratch)) and time.monotonic() < end:
         time.sleep(0.1)
-    return found
+    return [f"process {' '.join(words)[:100]}" for words in found.values()]
 
 
-def _named(text: str) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def _processes(scratch: Path) -> dict[int, list[str]]:
+    """The command line of every process that has inherited the job's folder for temporary files."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has ended meanwhile
+            if f"TMPDIR={scratch}" in (folder / "environ").read_bytes().decode(errors="replace").split("\0"):
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended meanwhile, or is another user's
             continue
-        if any(text in word for word in words) and int(path.parent.name) != os.getpid():
-            found.append(f"process {' '.join(words)[:100]}")
     return found
 
 
@@ -190,7 +186,5 @@ def _sessions(scratch: Path) -> list[str]:
 
 
 def _intact(run: Path) -> int | None:
-    try:
-        return checkpoint.newest_intact(run / "checkpoints").step
-    except ValueError:
-        return None
+    manifest = checkpoint.newest(run / "checkpoints", lambda line: None)
+    return manifest and manifest.step

@@ -94,7 +94,7 @@ def main() -> int:
         if given.output:
             given.output.parent.mkdir(parents=True, exist_ok=True)
             given.output.write_text(text + "\n")
-    return int(bool(lines) or max(grown) > GROWTH)
+    return int(bool(lines) or max(grown) > GROWTH or shared[-1] - shared[len(shared) // 5] > GROWTH)
 
 
 def resident() -> int:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,9 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from horovod_dpsgd.errors import DataError
 from horovod_dpsgd.learners import Learners
+from horovod_dpsgd.training.files import sync, write_whole
 
 MANIFEST = "manifest.json"
+NAME = re.compile(r"step-\d{8,}")
 
 
 class CheckpointError(RuntimeError):
@@ -68,14 +72,15 @@ class Manifest:
 
 
 def save(folder: Path, step: int, state: dict[str, Any], learners: Learners, keep: int = 0) -> Path:
-    """Write all learners' `state` as the checkpoint of `step`, and leave the `keep` newest (0: all). Collective.
+    """Write all learners' `state` as the checkpoint of `step`, and leave the `keep` newest up to it (0: all).
 
-    Raises CheckpointError on the learner that cannot write its file; those there were before are left as they were.
+    Collective. Raises CheckpointError on the learner that cannot write its file; the others' and those there were
+    before are left as they are.
     """
     final = folder_of(folder, step)
-    partial = _partial(final)
+    partial = _hidden(final, "partial")
     if learners.rank == 0:
-        for left in folder.glob(".step-*.partial"):  # of a run that was killed while it wrote
+        for left in (*folder.glob(".step-*.partial"), *folder.glob(".step-*.old")):  # a run was killed meanwhile
             shutil.rmtree(left)
         partial.mkdir(parents=True)
     learners.barrier("the start of a checkpoint")
@@ -83,58 +88,56 @@ def save(folder: Path, step: int, state: dict[str, Any], learners: Learners, kee
     _write(own, state | {"random": _random_state()})
     written = learners.gather((own.name, (own.stat().st_size, sha256(own))))
     if learners.rank == 0:
-        manifest = partial / MANIFEST
         about = {"step": step, "learners": learners.size, "files": dict(written)}
-        manifest.write_text(json.dumps(about, indent=1) + "\n")
-        _sync(manifest)
-        _sync(partial)
-        if final.exists():
-            _remove(final)
+        write_whole(partial / MANIFEST, json.dumps(about, indent=1) + "\n")
+        sync(partial)
+        old = _put_aside(final) if final.exists() else None  # damaged, or of an AD-PSGD run that took this step anew
         partial.rename(final)
-        _sync(folder)
-        for old in _folders(folder)[keep:] if keep else []:
-            _remove(old)
+        sync(folder)
+        if old is not None:
+            shutil.rmtree(old)
+        # Not counting what lies beyond: it was passed over when this run was resumed.
+        passed = [each for each in _folders(folder) if step_of(each) <= step]
+        for each in passed[keep:] if keep else []:
+            shutil.rmtree(_put_aside(each))
     learners.barrier("the naming of a checkpoint")
     return final
 
 
-def newest(folder: Path, learners: Learners, say: Callable[[str], None]) -> Manifest | None:
-    """The newest undamaged checkpoint below `folder`, if there is one. Collective.
+def newest(folder: Path, say: Callable[[str], None], learners: Learners | None = None) -> Manifest | None:
+    """The newest undamaged checkpoint below `folder`; None if there are none at all. Collective, if learners are given.
 
-    Every learner checks a part of the files; of each damaged checkpoint that is passed over, rank 0 `say`s a line.
+    Every learner checks a part of the files; of each damaged checkpoint that is passed over, one `say`s a line. Raises
+    DataError, on all, if there are checkpoints and all are damaged.
     """
-    for candidate in learners.broadcast(_folders(folder) if learners.rank == 0 else None):
-        manifest, problem = None, None
-        try:
-            manifest = Manifest.read(candidate)
-            problem = manifest.damage(learners.rank, learners.size)
-        except ValueError as error:
-            problem = str(error)
-        problems = [each for each in learners.gather(problem) if each]
+    rank, size = (learners.rank, learners.size) if learners else (0, 1)
+    candidates = _folders(folder) if rank == 0 else []
+    if learners:
+        candidates = learners.broadcast(candidates)
+    for candidate in candidates:
+        manifest, problem = _look_at(candidate, rank, size)
+        problems = [each for each in (learners.gather(problem) if learners else [problem]) if each]
         if not problems:
             return manifest
-        if learners.rank == 0:
+        if rank == 0:
             say(f"checkpoint {candidate} is damaged and passed over: {problems[0]}")
+    if candidates:
+        raise DataError(f"none of the {len(candidates)} checkpoints in {folder} is intact; remove them to start anew")
     return None
 
 
-def newest_intact(folder: Path) -> Manifest:
-    """The same for a program that has no learners. Raises ValueError, naming what is damaged, if there is none."""
-    problems = []
-    for candidate in _folders(folder):
-        try:
-            manifest = Manifest.read(candidate)
-            if (problem := manifest.damage()) is None:
-                return manifest
-        except ValueError as error:
-            problem = str(error)
-        problems.append(f"{candidate.name}: {problem}")
-    raise ValueError("; ".join([f"{folder} holds no intact checkpoint", *problems]))
+def _look_at(folder: Path, share: int, shares: int) -> tuple[Manifest | None, str | None]:
+    """A checkpoint, and what is wrong with it, by a part of its files."""
+    try:
+        manifest = Manifest.read(folder)
+    except ValueError as error:
+        return None, str(error)
+    return manifest, manifest.damage(share, shares)
 
 
 def load(manifest: Manifest, learners: Learners) -> dict[str, Any]:
     """This learner's state in a checkpoint of as many learners; restores the random state too."""
-    state = _read(manifest, learners.rank)
+    state = read(manifest, learners.rank)
     _set_random_state(state.pop("random"))
     return state
 
@@ -146,9 +149,18 @@ def load_mean(manifest: Manifest) -> dict[str, Any]:
     """
     mean: Any = None
     for rank in range(manifest.learners):
-        state = _read(manifest, rank)
+        state = read(manifest, rank)
+        del state["random"]
         mean = state if mean is None else _moved(mean, state, 1 / (rank + 1))
-    del mean["random"]
+    return dict(mean)
+
+
+def mean_model(manifest: Manifest) -> dict[str, torch.Tensor]:
+    """The state dict of the model at w_a: means of weights and floating buffers, the rest as learner 0 has it."""
+    mean: Any = None
+    for rank in range(manifest.learners):
+        model = read(manifest, rank)["algorithm"]["model"]
+        mean = model if mean is None else _moved(mean, model, 1 / (rank + 1))
     return dict(mean)
 
 
@@ -169,37 +181,44 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read(manifest: Manifest, rank: int) -> dict[str, Any]:
+def read(manifest: Manifest, rank: int) -> dict[str, Any]:
+    """A learner's state in a checkpoint."""
     # Not only weights: the random states of Python and NumPy are among it. The files are the user's own.
     state: dict[str, Any] = torch.load(manifest.folder / file_name(rank), map_location="cpu", weights_only=False)
     return state
 
 
 def _moved(mean: Any, other: Any, share: float) -> Any:
-    """`mean` moved by `share` of the way towards `other`; the two are alike but for their numbers."""
-    if isinstance(mean, dict):
-        return {key: _moved(value, other[key], share) for key, value in mean.items()}
-    if isinstance(mean, list | tuple):
+    """`mean` moved by `share` of the way towards `other`. What only one of them has (the optimizer's state for a
+    parameter without gradients, say) is taken as it is."""
+    if isinstance(mean, dict) and isinstance(other, dict):
+        both = {key: _moved(value, other[key], share) if key in other else value for key, value in mean.items()}
+        return both | {key: value for key, value in other.items() if key not in mean}
+    if isinstance(mean, list | tuple) and isinstance(other, list | tuple) and len(mean) == len(other):
         return type(mean)(_moved(one, two, share) for one, two in zip(mean, other, strict=True))
-    if isinstance(mean, torch.Tensor) and mean.is_floating_point():
+    if isinstance(mean, torch.Tensor) and isinstance(other, torch.Tensor) and mean.is_floating_point():
         return torch.lerp(mean.double(), other.double(), share).to(mean.dtype)
-    return mean
+    return other if mean is None else mean
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Of the checkpoints there are, the newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    """Of the checkpoints there are, the newest first; nothing else that users may have put there."""
+    return sorted((each for each in folder.glob("step-*") if NAME.fullmatch(each.name)), key=step_of, reverse=True)
 
 
-def _partial(final: Path) -> Path:
-    return final.with_name(f".{final.name}.partial")
+def _hidden(checkpoint: Path, why: str) -> Path:
+    return checkpoint.with_name(f".{checkpoint.name}.{why}")
 
 
-def _remove(checkpoint: Path) -> None:
-    """At no moment is there half a checkpoint under its name."""
-    gone = checkpoint.with_name(f".{checkpoint.name}.old.partial")
-    checkpoint.rename(gone)
-    shutil.rmtree(gone)
+def _put_aside(checkpoint: Path) -> Path:
+    """Under another name, so that at no moment there is half a checkpoint under its own."""
+    aside = _hidden(checkpoint, "old")
+    checkpoint.rename(aside)
+    return aside
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
@@ -213,14 +232,6 @@ def _write(path: Path, state: dict[str, Any]) -> None:
             path.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 1e6
         raise CheckpointError(f"cannot write {path} ({free:.0f} MB free there): {error}") from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _random_state() -> dict[str, Any]:

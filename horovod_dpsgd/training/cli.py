@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import json
 import logging
 import os
+import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,11 +26,14 @@ from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.alike import check_alike
 from horovod_dpsgd.training.loop import Trainer
 from horovod_dpsgd.training.recipe import OPTIMIZERS, Recipe
+from horovod_dpsgd.training.requests import Requests
+from horovod_dpsgd.training.run_log import CONFIG, RESULT
 from horovod_dpsgd.training.task import Task
 
 TaskFactory = Callable[[Recipe, bool], Task]  # from a recipe; may it fetch data that is not there?
 Result = TypeVar("Result")
 INTERRUPTED_STATUS = 143  # 128 + SIGTERM, as shells report who ends by that signal
+SEEN_SECONDS = 10.0
 WITHOUT_TOPOLOGY = ("ssgd", "ssgd-star")
 
 
@@ -81,7 +86,7 @@ def parser(description: str, default_recipe: str) -> Parser:
     p.add_argument(
         "--resume-average",
         action="store_true",
-        help="with --resume: start all learners, of which there may be another number, from the mean of those saved",
+        help="with --resume: where another number of learners was saved, start all from the mean of those",
     )
     p.add_argument("--eval-every", type=int, metavar="STEPS")
     p.add_argument("--log-every", type=int, metavar="STEPS")
@@ -111,14 +116,16 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
 
     us = replace(learners_module.start(), stall_timeout=recipe.stall_timeout)
     learners_module.use_threads(us)
-    try:
-        trainer = _prepare(given, recipe, tasks, us)
-    except UserError as error:  # the same on all learners
-        _give_up(error if us.rank == 0 else None)
-    if trainer is None:
-        return
-    result = trainer.train()
-    trainer.close()
+    requests = Requests()
+    with requests.listening():
+        try:
+            trainer = _prepare(given, recipe, tasks, us, requests)
+        except UserError as error:  # the same on all learners
+            _give_up(error if us.rank == 0 else None)
+        if trainer is None:
+            return
+        result = trainer.train()
+        trainer.close()
     if us.rank == 0:
         print(_interruption(trainer) if result is None else _summary(result), flush=True)
     if result is None:
@@ -126,32 +133,43 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
 
 
 def _prepare(
-    given: argparse.Namespace, recipe: Recipe, tasks: Mapping[str, TaskFactory], us: Learners
+    given: argparse.Namespace, recipe: Recipe, tasks: Mapping[str, TaskFactory], us: Learners, requests: Requests
 ) -> Trainer | None:
     """The run, ready to train; None, with a line that says so, if it has nothing left to do. Collective."""
-    check_alike(us, Path(sys.argv[0]).resolve().parent)
+    check_alike(us, recipe)
     folder = _agree(us, partial(_open_folder, recipe, us.size, given.output, bool(given.resume)))
-    manifest = checkpoint.newest(folder / "checkpoints", us, _say) if given.resume else None
-    if manifest and manifest.learners != us.size and not given.resume_average:
+    _check_shared(folder, us)
+    manifest = checkpoint.newest(folder / "checkpoints", _say, us) if given.resume else None
+    others = manifest is not None and manifest.learners != us.size
+    if manifest and others and not given.resume_average:
         raise RecipeError(
             f"{manifest.folder} is of {manifest.learners} learners, but there are {us.size}: "
             "--resume-average starts them from the mean"
         )
-    task = _make_task(recipe, tasks[recipe.task], us, folder)
-    if manifest and manifest.step >= recipe.total_steps(task.samples) and (folder / "result.json").exists():
+    task = _make_task(recipe, tasks[recipe.task], us)
+    if manifest and _agree(us, partial(_is_over, folder, manifest.step >= recipe.total_steps(task.samples))):
         if us.rank == 0:
             print(
                 f"{folder}: the run has ended, after {manifest.step} steps; nothing is left to do "
-                "(--max-steps or --epochs trains longer)"
+                "(--max-steps or --epochs trains longer, unless it has diverged)"
             )
         return None
-    trainer = Trainer(recipe, task, us, folder, manifest, given.resume_average)
+    trainer = Trainer(recipe, task, us, folder, manifest, others, requests)
     trainer.log.say(f"{us.size} learners on {us.nodes} node(s), {trainer.total_steps} steps, {task.data} -> {folder}")
     if given.resume:
         trainer.log.say(
             f"going on after step {trainer.step}" if manifest else "no checkpoint there: starting at step 0"
         )
     return trainer
+
+
+def _is_over(folder: Path, all_steps_done: bool) -> bool:
+    """Whether a run that is resumed has its result already."""
+    try:
+        ended = json.loads((folder / RESULT).read_text())["ended"]
+    except OSError:
+        return False
+    return all_steps_done or ended == "diverged"
 
 
 def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str) -> Recipe:
@@ -163,11 +181,11 @@ def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str) -> Rec
         raise RecipeError("--resume-average says how to --resume, which is not given")
     if given.resume and given.output is None:
         raise RecipeError("--resume needs --output, the folder of the run to go on with")
-    nothing_there = given.resume == "auto" and not (given.output / "config.yaml").exists()
+    nothing_there = given.resume == "auto" and not os.path.exists(given.output / CONFIG)
     if not given.resume or nothing_there:
         recipe = recipes.load(given.recipe or default, recipe_folder, overrides)
     else:
-        begun_with = str(given.output / "config.yaml")
+        begun_with = str(given.output / CONFIG)
         recipe = recipes.load(given.recipe or begun_with, recipe_folder, overrides)
         recipes.check_resumable(recipes.load(begun_with, recipe_folder, {}), recipe)
     if given.topology and recipe.algo in WITHOUT_TOPOLOGY:
@@ -176,26 +194,54 @@ def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str) -> Rec
 
 
 def _open_folder(recipe: Recipe, size: int, output: Path | None, resume: bool) -> Path:
-    """The run folder, made if it is not there."""
+    """The run folder, made if it is not there, and ours until this process ends."""
     recipe.check_learners(size)
     folder = output or Path("runs") / f"{recipe.task}-{recipe.algo}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    if (folder / "config.yaml").exists() and not resume:
+    if os.path.exists(folder / CONFIG) and not resume:
         raise RecipeError(f"{folder} already holds a run: give another --output, or --resume to go on with it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # it may be there, and yet not ours to write to
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)  # closed, and free again, when the process ends
     except OSError as error:
         raise RecipeError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise RecipeError(f"another job is writing to {folder}") from error
+    except OSError as error:  # file systems without locks
+        _say(f"{folder} cannot be locked ({error.strerror}): see to it that no other job writes there")
     return folder
 
 
-def _make_task(recipe: Recipe, make: TaskFactory, us: Learners, folder: Path) -> Task:
-    """The task, with the same data on all learners: one of each node may fetch it, then the others find it there."""
-    seen = us.gather(folder.is_dir())
+def _check_shared(folder: Path, us: Learners) -> None:
+    """Raise RecipeError, on all learners, unless all see one and the same folder. Collective."""
+    word = us.broadcast(secrets.token_hex(8) if us.rank == 0 else None)
+    sign = folder / f".seen-by-all-{word}"
+    if us.rank == 0:
+        sign.touch()
+    us.barrier("a look into the run folder")
+    seen = us.gather(_appears(sign))
+    if us.rank == 0:
+        sign.unlink()
     if not all(seen):
         raise RecipeError(
             f"{us.hosts[seen.index(False)]} does not see {folder}: --output must be on a shared file system"
         )
+
+
+def _appears(path: Path) -> bool:
+    """Whether it is there, or comes within the seconds for which a network file system may remember that it was not."""
+    end = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        os.listdir(path.parent) if path.parent.is_dir() else None
+        time.sleep(0.1)
+    return True
+
+
+def _make_task(recipe: Recipe, make: TaskFactory, us: Learners) -> Task:
+    """The task, with the same data on all learners: one of each node may fetch it, then the others find it there."""
     task = None
     for fetching in (True, False):
         mine = (us.local_rank == 0) == fetching
@@ -205,11 +251,11 @@ def _make_task(recipe: Recipe, make: TaskFactory, us: Learners, folder: Path) ->
                 raise problem
         task = made if mine else task
     assert isinstance(task, Task)
-    recipe.total_steps(task.samples)
     everyone = us.gather((task.samples, task.data))
     for rank, other in enumerate(everyone):
         if other != everyone[0]:
             raise DataError(f"learner 0 has {everyone[0][1]}, learner {rank} on {us.hosts[rank]} has {other[1]}")
+    recipe.total_steps(task.samples)
     return task
 
 

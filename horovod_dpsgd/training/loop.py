@@ -26,18 +26,20 @@ from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.divergence import DivergenceWatch
 from horovod_dpsgd.training.evaluation import Heldout, consensus_distance, evaluate_averaged, evaluate_own
 from horovod_dpsgd.training.recipe import Recipe
-from horovod_dpsgd.training.requests import Asked, Requests, Rounds
+from horovod_dpsgd.training.requests import Asked, Pace, Requests, Rounds
 from horovod_dpsgd.training.run_log import RunLog, SilentRunLog, git_revision, versions
 from horovod_dpsgd.training.task import Batch, Part, Sampler, Task, to_device
 
 STEPS_OF_TRAFFIC = 64
+MEETING_SECONDS = 30.0  # the longest that learners who do not keep step go without hearing of each other
 
 
 class Trainer:
     """One run of a recipe on a task, in `folder`, gone on with from a checkpoint if one is given.
 
     from_mean: start all learners from the mean of those of the checkpoint, of which there may be another number.
-    interrupted: by which signal the run was asked to end; empty if it was not.
+    requests: what signals ask, if somebody listens for them. interrupted: by which of them the run was asked to end;
+    empty if it was not.
 
     All methods are collective.
     """
@@ -50,6 +52,7 @@ class Trainer:
         folder: Path,
         resume_from: checkpoint.Manifest | None = None,
         from_mean: bool = False,
+        requests: Requests | None = None,
     ) -> None:
         self.recipe = recipe
         self.task = task
@@ -72,19 +75,22 @@ class Trainer:
         self.divergence = DivergenceWatch(task.chance_loss, recipe.warmup_steps(task.samples), self.total_steps)
         self.step = 0
         self.interrupted = ""
-        self.requests = Requests(60 * recipe.checkpoint_minutes)
+        self.requests = requests or Requests()
+        self.requests.save_seconds = 60 * recipe.checkpoint_minutes
         self._seconds_before = 0.0  # of the parts of this run that were interrupted
+        self._code = [git_revision()]  # of those parts and this one; now, and not when it may have been changed
         if resume_from is not None:
             self._resume(resume_from, from_mean)
         self._counter = SharedCounter(learners, self.step * learners.size) if self.algorithm.asynchronous else None
         self.log: SilentRunLog = (
             RunLog(folder, recipe, self.step, self.total_steps) if learners.rank == 0 else SilentRunLog()
         )
+        self._pace = Pace(MEETING_SECONDS)
         self._next_meeting = self._meeting_after(self.step)
         self._logged = self.step  # up to which the mean losses are logged
         self._losses: list[tuple[int, Tensor]] = []  # this learner's since then, with the step they belong to
         self._step_seconds, self._exposed_seconds = array("d"), array("d")
-        self._waited_seconds = 0.0  # for the others, at log lines
+        self._waited_seconds = 0.0  # for the others, between steps
 
     def train(self) -> dict[str, Any] | None:
         """Train to the end, or until the run has diverged; return what `result.json` holds.
@@ -93,11 +99,10 @@ class Trainer:
         """
         self.started = time.perf_counter()
         self.model.train()
-        with self.requests.listening():
-            if self.algorithm.asynchronous:
-                self._train_apart()
-            else:
-                self._train_together()
+        if self.algorithm.asynchronous:
+            self._train_apart()
+        else:
+            self._train_together()
         if self.interrupted:
             self.log.interrupted(self.step, self.interrupted)
             return None
@@ -109,13 +114,14 @@ class Trainer:
     def _train_together(self) -> None:
         """Every learner takes its part of every global batch."""
         batches = self._batches()
-        rounds = Rounds(self.learners, self.requests, self.step)
+        rounds = Rounds(self.learners, self.requests)
         while not self._ended():
             start = time.perf_counter()
             part, batch = next(batches)
             self._train_step(part.step, batch, start)
             done = part.step + 1
-            asked = rounds.asked(done)
+            with self._waiting():
+                asked = rounds.asked(done)
             if asked or done >= self._next_meeting:  # before the next batch is drawn, so that it is not drawn twice
                 self._meet(done, asked)
         rounds.close()
@@ -127,7 +133,11 @@ class Trainer:
             start = time.perf_counter()
             part, batch = next(batches, (Part(self.total_steps, 0), None))
             while part.step >= self._next_meeting and not self._ended():  # other learners are there, or on their way
-                self._meet(self._next_meeting, max(self.learners.gather(self.requests.take())))
+                with self._waiting():
+                    mine = self.requests.take(), self._pace.microseconds(self._next_meeting - self.step)
+                    asked, slowest = map(max, zip(*self.learners.gather(mine), strict=True))
+                self._pace.adapt(slowest)
+                self._meet(self._next_meeting, asked)
                 start = time.perf_counter()
             if batch is not None and not self._ended():
                 self._train_step(part.step, batch, start)
@@ -138,9 +148,8 @@ class Trainer:
     def _meet(self, step: int, asked: Asked) -> None:
         """All learners have done their parts of the steps before `step`: log, evaluate, save, as is due or asked."""
         self.step = step
-        start = time.perf_counter()
-        self.algorithm.settle()  # and then all learners have
-        self._waited_seconds += time.perf_counter() - start
+        with self._waiting():
+            self.algorithm.settle()  # and then all learners have
         at_end = self.step == self.total_steps
         if self._due(self.recipe.log_every) or at_end:
             self._log_interval()
@@ -153,10 +162,21 @@ class Trainer:
         self._next_meeting = self._meeting_after(step)
 
     def _meeting_after(self, step: int) -> int:
-        """The step before which all learners come together next: to log, evaluate, or save, or at the end."""
+        """The step before which all learners come together next: to log, evaluate, or save, or at the end.
+
+        Where they do not keep step, also to hear what they were asked.
+        """
         recipe = self.recipe
         intervals = [every for every in (recipe.log_every, recipe.eval_every, recipe.checkpoint_every) if every]
-        return min(self.total_steps, *(step - step % every + every for every in intervals))
+        soon = step + self._pace.steps if self.algorithm.asynchronous else self.total_steps
+        return min(self.total_steps, soon, *(step - step % every + every for every in intervals))
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Time spent inside the block is time waited for others."""
+        start = time.perf_counter()
+        yield
+        self._waited_seconds += time.perf_counter() - start
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
@@ -222,13 +242,12 @@ class Trainer:
         """Log every step's mean loss since the last time."""
         if self._logged == self.step:
             return
-        start = time.perf_counter()
         own = torch.zeros(self.step - self._logged, dtype=torch.float64)
         if self._losses:
             steps, values = zip(*self._losses, strict=True)
             own.index_add_(0, torch.tensor(steps) - self._logged, torch.stack(values).double().cpu())
-        losses = self.learners.mean(own).tolist()  # a step has as many parts as there are learners
-        self._waited_seconds += time.perf_counter() - start  # a learner that ran ahead waits here, and not in a step
+        with self._waiting():  # a learner that ran ahead waits here, and not in a step
+            losses = self.learners.mean(own).tolist()  # a step has as many parts as there are learners
         losses = self.learners.broadcast(losses)  # MPI need not give all the same bits, and all must decide alike
         self.divergence.see(self._logged, losses)
         mine = len(self._losses)  # 0: too slow for a part of its own
@@ -277,6 +296,7 @@ class Trainer:
             "algorithm": self.algorithm.state_dict(),
             "divergence": self.divergence.state_dict(),
             "seconds": self._seconds(),
+            "code": self._code,
         }
         checkpoint.save(self.folder / "checkpoints", self.step, state, self.learners, self.recipe.keep)
         self.requests.saved()
@@ -292,6 +312,7 @@ class Trainer:
         else:
             state = checkpoint.load(manifest, self.learners)
         self._seconds_before = state["seconds"]
+        self._code = [*(each for each in state["code"] if each not in self._code), *self._code]
         self.algorithm.load_state_dict(state["algorithm"])
         self.divergence.load_state_dict(state["divergence"])
         self.step = manifest.step
@@ -337,7 +358,7 @@ class Trainer:
             "wall_seconds": seconds,
             "versions": versions(),
             "hosts": list(us.hosts),
-            "git": git_revision(),
+            "git": " then ".join(map(str, self._code)) if any(self._code) else None,
             "config": recipe.model_dump(mode="json"),
         }
 

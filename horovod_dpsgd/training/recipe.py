@@ -174,9 +174,9 @@ class Recipe(BaseModel):
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(weights, self.lr, self.betas, weight_decay=self.weight_decay)
 
-    def save(self, path: Path) -> None:
-        """Write the whole recipe, defaults included, so that it can be run again."""
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+    def text(self) -> str:
+        """The whole recipe as YAML, defaults included, so that it can be run again."""
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
 def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from horovod_dpsgd import __version__
+from horovod_dpsgd.training.files import write_whole
 from horovod_dpsgd.training.recipe import Recipe
 
+CONFIG = "config.yaml"
 RESULT, INTERRUPTED = "result.json", "interrupted.json"  # how a run came to its end: one of them, or neither
 
 
@@ -54,7 +56,7 @@ class RunLog(SilentRunLog):
         from tqdm import tqdm
 
         self.folder = folder
-        recipe.save(folder / "config.yaml")
+        write_whole(folder / CONFIG, recipe.text())
         (folder / INTERRUPTED).unlink(missing_ok=True)
         if (folder / RESULT).exists():  # resumed to train longer: it is no result of what comes now
             (folder / RESULT).rename(folder / f"result-step-{done:08d}.json")
@@ -101,10 +103,7 @@ class RunLog(SilentRunLog):
         self._write(INTERRUPTED, {"step": step, "by": by})
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
-        """Whole or not at all."""
-        partial = self.folder / f".{name}"
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-        partial.rename(self.folder / name)
+        write_whole(self.folder / name, json.dumps(values, indent=2) + "\n")
 
     def close(self) -> None:
         self._bar.close()
@@ -156,4 +155,4 @@ def _keep_lines_until(path: Path, step: int) -> None:
         whole = [
             line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")
         ]  # not one cut short
-        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+        write_whole(path, "".join(line for line in whole if json.loads(line)["step"] <= step))

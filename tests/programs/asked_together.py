@@ -17,7 +17,7 @@ us = problems.start()
 asked = Requests()
 heard = []
 with asked.listening():
-    rounds = Rounds(us, asked, step=10)
+    rounds = Rounds(us, asked)
     for step in range(11, 400):
         time.sleep(1e-3 * (1 + us.rank))  # learners drift apart, as far as the rounds let them
         if us.rank == 1 and step == 60:

@@ -45,7 +45,7 @@ def train(name: str, steps: int, resume: bool = False) -> torch.Tensor:
     recipe = Recipe(
         task="noisy", model="linear", lr=0.1, batch_size=8, max_steps=steps, checkpoint_every=5, topology="ring"
     )
-    manifest = checkpoint.newest(folder / name / "checkpoints") if resume else None
+    manifest = checkpoint.newest(folder / name / "checkpoints", print, us) if resume else None
     (folder / name).mkdir(exist_ok=True)
     trainer = Trainer(recipe, Noisy(), us, folder / name, manifest)
     trainer.train()
