@@ -11,6 +11,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -235,7 +236,8 @@ def _appears(path: Path) -> bool:
     while not path.exists():
         if time.monotonic() > end:
             return False
-        os.listdir(path.parent) if path.parent.is_dir() else None
+        with suppress(OSError):
+            os.listdir(path.parent)  # has a network file system look again
         time.sleep(0.1)
     return True
 
