@@ -216,9 +216,8 @@ KINDS = {
 
 
 def weights(folder: Path, step: int, rank: int) -> dict:
-    return checkpoint._read(Manifest.read(checkpoint.folder_of(folder / "checkpoints", step)), rank)["algorithm"][
-        "model"
-    ]
+    manifest = Manifest.read(checkpoint.folder_of(folder / "checkpoints", step))
+    return checkpoint.read(manifest, rank)["algorithm"]["model"]
 
 
 def assert_equal(one: Path, other: Path, step: int, learners: int) -> None:

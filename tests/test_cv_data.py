@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,10 +57,7 @@ def models(monkeypatch) -> None:
             raise RecipeError(f"unknown model {name} or option")
         return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, classes))
 
-    module = ModuleType("benchmarks.cv.models")
-    module.make = module.check = make
-    monkeypatch.setitem(sys.modules, "benchmarks.cv.models", module)
-    monkeypatch.setattr(benchmarks.cv, "models", module, raising=False)
+    monkeypatch.setattr(image_task, "models", SimpleNamespace(make=make, check=make))
 
 
 def recipe(task: str, data_dir: Path | None, **keys) -> SimpleNamespace:
