@@ -21,7 +21,7 @@ MODELS = {  # name: options of a step that takes a second or so on one core
     "vgg11_bn": ("--batch-size", "8", "--image-size", "64"),
     "gpt-small": ("--batch-size", "8"),
 }
-FEW_STEPS = ("--num-warmup-batches", "2", "--num-batches-per-iter", "3", "--num-iters", "9")
+FEW_STEPS = ("--num-warmup-batches", "1", "--num-batches-per-iter", "2", "--num-iters", "9", "--budget", "25")
 
 
 @dataclass(frozen=True)
