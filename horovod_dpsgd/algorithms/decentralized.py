@@ -37,7 +37,7 @@ class Decentralized(Algorithm):
         super().__init__(optimizer, model, learners, settings)
         self.topology = settings.topology
         self.exchange = self.make_exchange()
-        self.update = Update(optimizer, self.parameters)
+        self.update = Update(optimizer, self.parameters, mixed=learners.size > 1)
 
     @abstractmethod
     def make_exchange(self) -> SlotExchange | PairAveraging:

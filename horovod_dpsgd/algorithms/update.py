@@ -13,13 +13,15 @@ from horovod_dpsgd.parameters import FlatParameters
 class Update:
     """One step of `optimizer`, by blocks where that is possible, else at once; the results agree to rounding.
 
+    mixed: whether anything is mixed at all; a learner that is alone gains nothing by blocks.
+
     with update as blocks:
         exchange.mix(blocks)
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, parameters: FlatParameters) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: FlatParameters, mixed: bool = True) -> None:
         self._whole = WholeUpdate(optimizer, parameters.numel)
-        self._by_blocks = blockwise(optimizer, parameters)
+        self._by_blocks = blockwise(optimizer, parameters) if mixed else None
 
     def __enter__(self) -> BlockUpdate:
         by_blocks = self._by_blocks
