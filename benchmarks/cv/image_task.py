@@ -175,6 +175,3 @@ class ImageTask(Task):
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         return images.float().sub_(self.mean).div_(self.std)
-
-
-TASKS = dict.fromkeys(DATA_SETS, ImageTask)

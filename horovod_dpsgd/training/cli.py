@@ -148,6 +148,7 @@ def _prepare(
             "--resume-average starts them from the mean"
         )
     task = _make_task(recipe, tasks[recipe.task], us)
+    check_alike(us, recipe)  # and what has been imported for the task
     if manifest and _agree(us, partial(_is_over, folder, manifest.step >= recipe.total_steps(task.samples))):
         if us.rank == 0:
             print(

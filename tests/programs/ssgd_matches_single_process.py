@@ -48,11 +48,10 @@ def reference_ssgd_star(optimizer: str, std: float, seed: int) -> torch.Tensor:
         model.square.data = model.square.data.contiguous()  # noise is drawn in the order of memory: as Horovod has it
     opt = problems.OPTIMIZERS[optimizer](net.parameters())
     flat, flat_noisy = FlatParameters(net), FlatParameters(noisy)
-    noise = [generator("noise", seed, rank) for rank in range(us.size)]
     for step in range(STEPS):
         gradients = []
         for rank in range(us.size):
-            delta = torch.randn(flat.numel, dtype=flat.dtype, generator=noise[rank])
+            delta = torch.randn(flat.numel, dtype=flat.dtype, generator=generator("noise", seed, rank, step))
             with flat_noisy.holding(flat.gather() + std * delta):
                 value = problems.loss(noisy, problems.batch(step, rank))
                 gradients.append(flat.gather(list(torch.autograd.grad(value, flat_noisy.parameters))))
