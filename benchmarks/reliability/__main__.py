@@ -90,7 +90,7 @@ def _soak(learners: int, minutes: float) -> str:
                 sys.exit(f"soaking {algo} failed with status {status}")
             rows.append(_soak_row(json.loads(output.read_text())))
     words = (
-        "More learners than cores, a random delay in every step (exponential, mean 20 ms; one step in a hundred ten "
+        "More learners than cores, a random delay in every step (exponential, mean 0.1 s; one step in a hundred ten "
         "times as long). `resident`: memory of its own at the end; `growth`: of the learner that grew most, after the "
         "first fifth of the time; `/dev/shm`: at the first and the last step; `stalls`: waits of more than 10 s."
     )
