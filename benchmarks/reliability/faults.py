@@ -54,7 +54,7 @@ FAULTS = [
     Fault("killed in forward, SSGD", "kill-forward", SSGD, KILLED),
     Fault("killed in the exchange, DPSGD", "kill-exchange", DPSGD, KILLED),
     Fault("killed in the all-reduce, SSGD", "kill-exchange", SSGD, KILLED),
-    Fault("killed in forward, AD-PSGD", "kill-forward", ADPSGD, KILLED, at=AT_STEP - 5),
+    Fault("killed in forward, AD-PSGD", "kill-forward", ADPSGD, KILLED),
     Fault("killed in a checkpoint", "kill-checkpoint", DPSGD, KILLED),
     Fault("stopped (SIGSTOP), DPSGD", "stop", DPSGD, r"learner 1 has published \d+; gave up after 8 s"),
     Fault(
