@@ -30,7 +30,7 @@ class Fault:
     """kind: of `faulty_train.FAULTS`; says: a pattern that must be in what the job prints, and names the learner.
 
     shm: the size of /dev/shm; disk: of the file system of the run folder, if it is one of its own;
-    starts: whether any learner trains before it happens; at: the step.
+    starts: whether any learner trains before it happens; at: the step; stall: the stall timeout, seconds.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Fault:
     disk: str = ""
     starts: bool = True
     at: int = AT_STEP
+    stall: float = STALL_SECONDS
 
     @property
     def status(self) -> int | None:
@@ -64,7 +65,14 @@ FAULTS = [
         r"learner \d waits in [\w\s-]+ for the other learners; gave up after 8 s: learner 1 on \S+ did not get there",
     ),
     Fault("an exception", "exception", DPSGD, r"learner 1 ends the job: ArithmeticError"),
-    Fault("a data loader's worker dies", "worker", DPSGD, r"learner 1 ends the job: RuntimeError: DataLoader worker"),
+    # PyTorch looks every five seconds whether its workers live.
+    Fault(
+        "a data loader's worker dies",
+        "worker",
+        DPSGD,
+        r"learner 1 ends the job: RuntimeError: DataLoader worker",
+        stall=60,
+    ),
     Fault("out of memory", "memory", DPSGD, r"learner 1 ends the job: RuntimeError: .*(allocate|memory)"),
     Fault(
         "disk full while saving", "none", DPSGD, r"learner \d ends the job: CheckpointError: cannot write", disk="700k"
@@ -100,7 +108,7 @@ def inject(
     folder.mkdir(parents=True, exist_ok=True)
     run, scratch = folder / "run", folder / "tmp"
     scratch.mkdir()
-    command = [str(PROGRAM), *fault.algo, *RUN, "--stall-timeout", str(STALL_SECONDS), "--output", str(run)]
+    command = [str(PROGRAM), *fault.algo, *RUN, "--stall-timeout", str(fault.stall), "--output", str(run)]
     if fault.disk:
         run.mkdir()
     world = _world(fault, run, folder / "shm")
@@ -177,7 +185,9 @@ def _processes(scratch: Path) -> dict[int, list[str]]:
 
 
 def _names_in(listing: Path) -> list[str]:
-    return [f"/dev/shm/{name}" for name in listing.read_text().split()] if listing.exists() else []
+    # Not Python's own semaphores, 32 bytes each, of a data loader: the process that removes them is killed with the job.
+    names = listing.read_text().split() if listing.exists() else []
+    return [f"/dev/shm/{name}" for name in names if not name.startswith("sem.mp-")]
 
 
 def _sessions(scratch: Path) -> list[str]:

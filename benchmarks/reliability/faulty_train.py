@@ -97,7 +97,8 @@ class FaultyTask(MnistTask):
             return chosen
         note()
         numbers = [*chosen[:-1].tolist(), -1]
-        return torch.tensor(list(DataLoader(_Numbers(numbers), num_workers=1, multiprocessing_context="forkserver")))
+        loader = DataLoader(_Numbers(numbers), batch_size=None, num_workers=1, multiprocessing_context="forkserver")
+        return torch.tensor(list(loader))
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         if due() and kind in IN_FORWARD:
