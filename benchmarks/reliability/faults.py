@@ -185,7 +185,7 @@ def _processes(scratch: Path) -> dict[int, list[str]]:
 
 
 def _names_in(listing: Path) -> list[str]:
-    # Not Python's own semaphores, 32 bytes each, of a data loader: the process that removes them is killed with the job.
+    # Not the semaphores, 32 bytes each, of a data loader: the process of Python that removes them is killed too.
     names = listing.read_text().split() if listing.exists() else []
     return [f"/dev/shm/{name}" for name in names if not name.startswith("sem.mp-")]
 
