@@ -82,11 +82,12 @@ def main() -> int:
             return status
         if status == 0 and (given.done is None or given.done.exists()):
             return status
+        lost = "" if status else f", but {given.done} is not there"
+        say(f"the job ended with status {status}{lost} after {time.monotonic() - began:.0f} s")
         status = status or LOST
-        say(f"the job failed with status {status} after {time.monotonic() - began:.0f} s")
         if restarts < given.max_restarts:
             time.sleep(given.pause)
-    say(f"it has been restarted {given.max_restarts} times: giving up")
+    say(f"giving up after {given.max_restarts} restart(s)")
     return status
 
 

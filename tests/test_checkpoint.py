@@ -280,7 +280,8 @@ def test_another_number_of_learners_goes_on_from_the_mean(mpirun, tmp_path):
     mpirun(3, TRAIN, *run, "--max-steps", 8)
     refused = mpirun(1, TRAIN, "--max-steps", 9, "--output", tmp_path, "--resume", status=2)
     assert "is of 3 learners, but there are 1: --resume-average" in refused.stderr
-    mpirun(1, TRAIN, "--max-steps", 9, "--output", tmp_path, "--resume", "--resume-average")
+    alone = mpirun(1, TRAIN, "--max-steps", 9, "--output", tmp_path, "--resume", "--resume-average")
+    assert "going on after step 8, from the mean of 3 learners" in alone.stdout + alone.stderr
 
     sys.path.insert(0, str(REPOSITORY))
     from benchmarks.cv.mnist_task import MnistTask
@@ -309,6 +310,9 @@ def test_signals_save_and_end_a_run_that_goes_on_as_if_nothing_had_been(tmp_path
     run = ["--algo", algo, *map(str, SHORT), "--checkpoint-every", "0", "--slow-learner", "1:20"]
     launcher = ["horovodrun", "-np", "2", "-H", "localhost:2"] if algo == "ssgd" else MPIRUN
     job = start(launcher, *run, "--max-steps", "100000", "--output", tmp_path / "parts")
+    wait_for(lambda: learners_of(tmp_path) == 2)
+    time.sleep(1)
+    job.send_signal(signal.SIGUSR1)  # there is nothing to save yet, and nothing happens
     metrics = tmp_path / "parts/metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text())
     job.send_signal(signal.SIGUSR1)
@@ -334,6 +338,11 @@ def test_signals_save_and_end_a_run_that_goes_on_as_if_nothing_had_been(tmp_path
 
 
 MPIRUN = ["mpirun", "--oversubscribe", "-np", "2"]
+
+
+def learners_of(folder: Path) -> int:
+    found = subprocess.run(["pgrep", "-fc", f"^[^ ]*python.*{folder}"], capture_output=True, text=True, check=False)
+    return int(found.stdout)
 
 
 def start(launcher: list[str], *words: object) -> subprocess.Popen:

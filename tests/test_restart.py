@@ -56,6 +56,7 @@ def test_status_0_without_the_result_is_a_failure(tmp_path):
     result.unlink()
     never = run("--done", result, "--max-restarts", 1, *job(tmp_path / "log", "exit 0"))
     assert never.returncode == 1
+    assert "ended with status 0, but" in never.stderr
 
 
 def test_hosts_that_do_not_answer_are_left_out(tmp_path):

@@ -122,7 +122,7 @@ def newest(folder: Path, say: Callable[[str], None], learners: Learners | None =
         if rank == 0:
             say(f"checkpoint {candidate} is damaged and passed over: {problems[0]}")
     if candidates:
-        raise DataError(f"none of the {len(candidates)} checkpoints in {folder} is intact; remove them to start anew")
+        raise DataError(f"none of the {len(candidates)} checkpoints in {folder} is intact")
     return None
 
 

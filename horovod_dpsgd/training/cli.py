@@ -158,10 +158,11 @@ def _prepare(
         return None
     trainer = Trainer(recipe, task, us, folder, manifest, others, requests)
     trainer.log.say(f"{us.size} learners on {us.nodes} node(s), {trainer.total_steps} steps, {task.data} -> {folder}")
-    if given.resume:
-        trainer.log.say(
-            f"going on after step {trainer.step}" if manifest else "no checkpoint there: starting at step 0"
-        )
+    if given.resume and manifest:
+        mean = f", from the mean of {manifest.learners} learners" if others else ""
+        trainer.log.say(f"going on after step {trainer.step}{mean}")
+    elif given.resume:
+        trainer.log.say("no checkpoint there: starting at step 0")
     return trainer
 
 

@@ -157,6 +157,8 @@ class Trainer:
             self._log_heldout(evaluate_averaged(self.algorithm, self.task))
         if self._due(self.recipe.checkpoint_every) or at_end or asked:
             self._save_checkpoint()
+        if asked:
+            self.log.say(f"checkpoint after step {self.step}, as it was asked for")
         if asked is Asked.END and not at_end:
             self.interrupted = next(filter(None, self.learners.gather(self.requests.by_signal)))
         self._next_meeting = self._meeting_after(step)
