@@ -37,7 +37,7 @@ def test_dpsgd_matches_equation_2(n):
 
 
 def test_adpsgd_keeps_the_mean_to_the_last_bit():
-    mpich(3, PROGRAMS / "adpsgd_keeps_the_mean.py")
+    mpich(3, PROGRAMS / "adpsgd_keeps_the_mean.py", 60, 1031)
 
 
 def test_exchanges_are_never_torn_or_stale():

@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from benchmarks import early  # noqa: E402, F401, I001
+from benchmarks import early  # noqa: E402, F401
 from benchmarks.cv.mnist_task import MnistTask  # noqa: E402
 from horovod_dpsgd.training import Recipe, Task, main  # noqa: E402
 
