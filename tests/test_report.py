@@ -123,11 +123,9 @@ def test_jobs_with_a_result_are_not_run_again_and_interrupted_ones_are_resumed(t
     )
     jobs = [launch.Job(name, "train.py", 5, ("--lr", "1")) for name in ("done", "interrupted", "new")]
     write_run(tmp_path / "done")
-    (tmp_path / "interrupted").mkdir()
-    (tmp_path / "interrupted/config.yaml").touch()
     launch.run_all(jobs, tmp_path, dry_run=False)
     assert [name_of(command) for command in started] == ["interrupted", "new"]
-    assert [command[-1] == "--resume" for command in started] == [True, False]
+    assert [command[-2:] for command in started] == [["--resume", "auto"]] * 2
 
 
 def name_of(command):
