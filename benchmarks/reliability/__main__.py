@@ -64,7 +64,9 @@ def _faults() -> str:
         for number, (fault, horovodrun) in enumerate((f, h) for f in faults.FAULTS for h in (False, True)):
             outcome = faults.inject(fault, Path(scratch) / str(number), horovodrun)
             launcher = "horovodrun" if horovodrun else "mpirun"
-            after = "before it began" if math.isnan(outcome.seconds) else f"{outcome.seconds:.1f} s"
+            after = f"{outcome.seconds:.1f} s"
+            if math.isnan(outcome.seconds):  # nobody injected it
+                after = "-" if fault.starts else "before it began"
             intact = "-" if outcome.intact is None else f"step {outcome.intact}"
             left = ", ".join(outcome.left) or "nothing"
             rows.append([fault.name, launcher, str(outcome.status), after, outcome.said or "none", left, intact])
