@@ -341,8 +341,8 @@ MPIRUN = ["mpirun", "--oversubscribe", "-np", "2"]
 
 
 def learners_of(folder: Path) -> int:
-    found = subprocess.run(["pgrep", "-fc", f"^[^ ]*python.*{folder}"], capture_output=True, text=True, check=False)
-    return int(found.stdout)
+    pattern = f"^[^ ]*python [^ ]*train.py .*{folder}"
+    return int(subprocess.run(["pgrep", "-fc", pattern], capture_output=True, text=True, check=False).stdout)
 
 
 def start(launcher: list[str], *words: object) -> subprocess.Popen:
