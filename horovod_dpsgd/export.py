@@ -22,7 +22,7 @@ from torch import Tensor
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.checkpoint import Manifest
-from horovod_dpsgd.training.files import sync
+from horovod_dpsgd.training.files import write_whole
 
 
 def main() -> None:
@@ -48,10 +48,7 @@ def save(weights: dict[str, Tensor], path: Path) -> None:
         raise UserError(f"{path}: the format is said by the suffix, .safetensors or .pt")
     try:
         content = _safetensors(weights) if path.suffix == ".safetensors" else _pickled(weights)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(content)
-        sync(partial)
-        partial.rename(path)
+        write_whole(path, content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

@@ -147,21 +147,22 @@ def load_mean(manifest: Manifest) -> dict[str, Any]:
 
     What is no number with a fraction (counters, names) is learner 0's; the random state is left out.
     """
-    mean: Any = None
-    for rank in range(manifest.learners):
-        state = read(manifest, rank)
-        del state["random"]
-        mean = state if mean is None else _moved(mean, state, 1 / (rank + 1))
-    return dict(mean)
+    mean = _mean_of(manifest, lambda state: state)
+    del mean["random"]
+    return mean
 
 
 def mean_model(manifest: Manifest) -> dict[str, torch.Tensor]:
     """The state dict of the model at w_a: means of weights and floating buffers, the rest as learner 0 has it."""
-    mean: Any = None
-    for rank in range(manifest.learners):
-        model = read(manifest, rank)["algorithm"]["model"]
-        mean = model if mean is None else _moved(mean, model, 1 / (rank + 1))
-    return dict(mean)
+    return _mean_of(manifest, lambda state: state["algorithm"]["model"])
+
+
+def _mean_of(manifest: Manifest, part: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """The mean over the learners of a part of their states, of which two are in memory at a time."""
+    mean = part(read(manifest, 0))
+    for rank in range(1, manifest.learners):
+        mean = _moved(mean, part(read(manifest, rank)), 1 / (rank + 1))
+    return mean
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:

@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under another name, and give it its own when it is on disk."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under another name, and give it its own when it is on disk."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    if isinstance(content, str):
+        partial.write_text(content)
+    else:
+        partial.write_bytes(content)
     sync(partial)
     partial.rename(path)
 
