@@ -3,9 +3,14 @@
     python benchmarks/reproduce.py list
     python benchmarks/reproduce.py figure-2              # five seeds
     python benchmarks/reproduce.py figure-2 --demo       # one seed, the tuned noise only: minutes
-    python benchmarks/reproduce.py figure-2 --dry-run    # only print the commands
+    python benchmarks/reproduce.py table-3 --data-dir DIR                   # on this machine's cores, in an hour or two
+    python benchmarks/reproduce.py table-3 --scale paper --data-dir DIR --dry-run       # only print the commands
 
-Runs that exist are not run again, so an interrupted command can be given once more.
+Runs that exist are not run again, so an interrupted command can be given once more. Several names share runs.
+
+At the paper's scale runs want 16 GPUs. How learners are started there, and arguments for all runs, can be given:
+
+    ... --launcher 'mpirun -np {np} --hostfile hosts' -- --device cuda --amp
 """
 
 from __future__ import annotations
@@ -13,67 +18,89 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import figure_2, launch, mnist_adpsgd, mnist_recipes  # noqa: E402
+from benchmarks.experiments import cv, figure_2, launch, mnist_adpsgd, mnist_recipes  # noqa: E402
+from benchmarks.experiments.experiment import Experiment  # noqa: E402
 from horovod_dpsgd.report import runs  # noqa: E402
 
-
-@dataclass(frozen=True)
-class Experiment:
-    what: str
-    cost: str  # on two cores
-    module: ModuleType
-
-
-EXPERIMENTS = {
-    "figure-2": Experiment("MNIST: loss, effective learning rate, weight variance (Section 2.2)", "20 min", figure_2),
-    "mnist-recipes": Experiment("MNIST: what Section 2.2 leaves open, varied one by one", "30 min", mnist_recipes),
-    "mnist-adpsgd": Experiment("MNIST: AD-PSGD beside DPSGD, also with a slow learner", "20 min", mnist_adpsgd),
+EXPERIMENTS: dict[str, Experiment] = {
+    "figure-2": figure_2.EXPERIMENT,
+    "mnist-recipes": mnist_recipes.EXPERIMENT,
+    "mnist-adpsgd": mnist_adpsgd.EXPERIMENT,
+    **cv.EXPERIMENTS,
 }
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
-    if arguments.name == "list":
+    words, more = _split(sys.argv[1:])
+    parser = _parser()
+    arguments = parser.parse_args(words)
+    arguments.more = more
+    if unknown := set(arguments.names) - EXPERIMENTS.keys() - {"list"}:
+        parser.error(f"unknown {', '.join(sorted(unknown))}; known: list, {', '.join(EXPERIMENTS)}")
+    if "list" in arguments.names:
         for name, experiment in EXPERIMENTS.items():
-            print(f"{name:14} {experiment.cost:>8}  {experiment.what}")
+            print(f"{name:16} {experiment.cost:>8}  {experiment.what}")
         return
-    experiment = EXPERIMENTS[arguments.name].module
-    if arguments.demo and not hasattr(experiment, "DEMO_NOISE"):
-        sys.exit(f"reproduce.py: error: {arguments.name} has no --demo")
-    if arguments.demo:
-        jobs = experiment.jobs([0], noise_grid=[experiment.DEMO_NOISE])
-        folder = arguments.runs / f"{arguments.name}-demo"
+    for name in arguments.names:
+        _reproduce(name, EXPERIMENTS[name], arguments)
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """What is before "--", and what is behind it: arguments for the training runs."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
+def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace) -> None:
+    if arguments.demo and experiment.demo is None:
+        sys.exit(f"reproduce.py: error: {name} has no --demo")
+    if experiment.needs_data and not arguments.data_dir and not arguments.dry_run:
+        sys.exit(f"reproduce.py: error: {name} needs --data-dir; what it may hold: benchmarks/cv/datasets.py")
+    folder = experiment.runs if arguments.scale == "cpu" else f"{experiment.runs}-paper"
+    if arguments.demo and experiment.demo:
+        folder, jobs = f"{name}-demo", experiment.demo()
     else:
-        jobs, folder = experiment.jobs(range(arguments.seeds)), arguments.runs / arguments.name
-    folders = launch.run_all(jobs, folder, arguments.dry_run)
+        jobs = experiment.jobs(arguments.scale, range(arguments.seeds))
+    place = _place(folder, arguments)
     if arguments.dry_run:
+        launch.print_all(jobs, place)
         return
-    output = arguments.results or (folder if arguments.demo else REPOSITORY / "results" / arguments.name)
+    loaded = launch.run_all(jobs, place)
+    output = arguments.results or (place.folder if arguments.demo else REPOSITORY / "results" / folder)
     output.mkdir(parents=True, exist_ok=True)
-    loaded = [runs.load(each) for each in folders]
-    text = experiment.report(loaded, output)
+    text = experiment.report(arguments.scale, loaded, output)
     print(f"\n{text}\n\nWritten to {output}")
     if arguments.demo:
         print("This is one seed, and seeds differ much: results/README.md has the medians and ranges of five.")
-    (output / "table.md").write_text(f"{text}\n\n{_provenance(loaded)}\n")
+    (output / f"{name}.md").write_text(f"{text}\n\n{_provenance(loaded)}\n")
+
+
+def _place(folder: str, arguments: argparse.Namespace) -> launch.Place:
+    more = ("--data-dir", str(arguments.data_dir)) if arguments.data_dir else ()
+    launcher = arguments.launcher or launch.mpirun()
+    return launch.Place(arguments.runs / folder, launcher, (*more, *arguments.more), arguments.keep)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["list", *EXPERIMENTS])
+    parser.add_argument("names", nargs="+", metavar="NAME", help="list, or one or more of: " + ", ".join(EXPERIMENTS))
+    parser.add_argument("--scale", choices=["cpu", "paper"], default="cpu", help="default: cpu")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default: 5)")
     parser.add_argument("--demo", action="store_true", help="one seed, as a demonstration")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="for all runs: where the data are")
+    parser.add_argument("--launcher", metavar="WORDS", help="starts {np} learners (default: mpirun on this machine)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the run folders go")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="where tables and figures go (default: results/NAME)"
+        "--keep", type=Path, metavar="DIR", help="keep each run's result and curves there, and use those there already"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="where tables and figures go (default: below results/)"
     )
     return parser
 

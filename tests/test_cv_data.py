@@ -21,7 +21,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import REPOSITORY, environment
 from PIL import Image
 from torch import nn
@@ -34,7 +33,7 @@ from benchmarks.cv.image_task import ImageTask
 from benchmarks.cv.images import Request, first_of_each_class
 from benchmarks.cv.on_disk import OnDiskImages
 from horovod_dpsgd.errors import DataError, RecipeError
-from horovod_dpsgd.training.recipe import Recipe
+from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.task import Part, Sampler
 
 RNG = np.random.default_rng(0)
@@ -111,14 +110,14 @@ def cifar(tmp_path, monkeypatch) -> tuple[Path, dict[str, np.ndarray]]:
     folder = tmp_path / "cifar" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     data = {}
-    for table in ("CIFAR_TRAIN", "CIFAR_HELDOUT"):
-        sums = {}
-        for name in getattr(datasets, table):
+    parts = datasets.cifar_batches()
+    for part in parts:
+        for name in part:
             data[name] = RNG.integers(0, 256, (4, 3072), np.uint8)
             content = pickle.dumps({"data": data[name], "labels": [3, 0, 9, 3], "filenames": ["a", "b", "c", "d"]})
             (folder / name).write_bytes(content)
-            sums[name] = hashlib.md5(content).hexdigest()
-        monkeypatch.setattr(datasets, table, sums)
+            part[name] = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(datasets, "cifar_batches", lambda: parts)
     return tmp_path / "cifar", data
 
 
@@ -169,8 +168,14 @@ def test_cifar_in_torchvisions_layout(cifar, inside):
 
 
 def test_the_checksums_of_cifar_are_torchvisions():
-    assert [*datasets.CIFAR_TRAIN] == [f"data_batch_{n}" for n in range(1, 6)]
-    assert all(len(md5) == 32 for md5 in (datasets.CIFAR_TRAIN | datasets.CIFAR_HELDOUT).values())
+    train, heldout = datasets.cifar_batches()
+    assert [*train, *heldout] == [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+    assert all(len(md5) == 32 for md5 in (train | heldout).values())
+
+
+def test_training_on_decoded_images_does_not_wait_for_torchvision(tmp_path):
+    code = "import sys; import benchmarks.cv.image_task; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("suffix", "words"), [(".png", "image files"), (".jpg", "JPEG re-encoded")])
@@ -641,9 +646,6 @@ def test_synthetic_images_have_the_data_sets_shapes_and_are_few(name, size, samp
     assert_same(list(first), list(later))
 
 
-CPU = {"cifar10-cpu", "fashion-mnist-cpu"}
-
-
 def test_synthetic_images_need_no_workers():
     keys = {"synthetic": True, "data_options": {"workers": 8, "image_size": 16}}  # a recipe may ask for them
     assert isinstance(ImageTask(recipe("imagenet", None, **keys)).train, in_memory.RandomImages)
@@ -651,16 +653,14 @@ def test_synthetic_images_need_no_workers():
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_recipes_of_known_tasks(path):
-    keys = yaml.safe_load(path.read_text())
-    options = keys.pop("data_options", {})
-    recipe = Recipe(**keys)
+    recipe = recipes.load(path.stem, path.parent, {})
     if recipe.task in datasets.DATA_SETS:
-        image_task.DataOptions.of(SimpleNamespace(task=recipe.task, synthetic=False, data_options=options))
+        image_task.DataOptions.of(recipe)
         recipe.check_learners(16)
         assert recipe.decay_epochs == sorted(recipe.decay_epochs)
-    if recipe.task in ("cifar10", "imagenet") and path.stem not in CPU:  # linear scaling and warm-up from the base rate
-        base = {"cifar10": 128, "imagenet": 256}[recipe.task]
-        assert recipe.lr == pytest.approx(recipe.warmup_from * recipe.batch_size / base)
+    if recipe.base_lr:  # linear scaling and warm-up from the base rate
+        assert recipe.lr == pytest.approx(recipe.base_lr * recipe.batch_size / recipe.base_batch_size)
+        assert recipe.warmup_from == recipe.base_lr
 
 
 @pytest.mark.mpi

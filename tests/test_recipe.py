@@ -264,6 +264,53 @@ def test_a_length_given_later_is_the_whole_length(folder):
     assert (both.epochs, both.max_steps) == (2.0, 7)
 
 
+SCALED = {key: value for key, value in BASE.items() if key != "lr"} | {"base_lr": 0.1, "base_batch_size": 256}
+
+
+def test_a_rate_that_is_not_given_is_scaled_linearly_with_the_batch(folder):
+    assert load(folder, SCALED | {"batch_size": 8192}).lr == pytest.approx(3.2)
+    assert load(folder, SCALED, batch_size=256).lr == 0.1
+    assert load(folder, SCALED | {"batch_size": 8192}, lr=0.5).lr == 0.5
+
+
+@pytest.mark.parametrize("scale", ["16x", "16", 16])
+def test_a_rate_is_a_multiple_of_the_base_rate(folder, scale):
+    assert load(folder, SCALED | {"batch_size": 8192, "lr_scale": scale}).lr == pytest.approx(1.6)
+    assert load(folder, SCALED | {"lr": 9.0}, lr_scale=scale).lr == pytest.approx(1.6)  # the file's rate is dropped
+    assert load(folder, SCALED | {"lr_scale": scale}, lr=9.0).lr == 9.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"lr": 1.0, "lr_scale": "4x"}, "lr and lr_scale exclude each other"),
+        ({"lr_scale": "fast"}, "lr_scale: 'fast'"),
+        ({"lr_scale": "-4x"}, "lr"),
+        ({"lr_scale": "4x", "base_lr": None}, "base_lr, which lr_scale multiplies"),
+        ({"base_lr": None}, "lr must be given, or base_lr"),
+        ({"base_batch_size": None}, "base_batch_size"),
+        ({"base_lr": "much"}, "base_lr"),
+    ],
+)
+def test_a_rate_that_does_not_follow_is_named(folder, keys, words):
+    assert words in complaint(load, folder, SCALED | keys)
+
+
+def test_biases_are_exempt_from_weight_decay_where_asked_for(folder):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+
+    def decays(**keys):
+        groups = load(folder, BASE | {"weight_decay": 0.1} | keys).make_optimizer(model).param_groups
+        return [(group["weight_decay"], len(group["params"])) for group in groups]
+
+    whole, parted = [(0.1, 4)], [(0.1, 1), (0.0, 3)]
+    for optimizer in ("sgd", "adam", "adamw"):
+        assert decays(optimizer=optimizer) == whole
+        assert decays(optimizer=optimizer, exempt_vectors=True) == parted
+    assert decays(optimizer="lamb") == parted
+    assert decays(optimizer="lamb", exempt_vectors=False) == whole
+
+
 def test_warmup_epochs_follow_the_batch_size(folder):
     recipe = load(folder, BASE | {"batch_size": 100, "warmup_epochs": 5})
     assert recipe.warmup_steps(6000) == 300
@@ -276,7 +323,7 @@ def test_every_command_line_option_is_a_key_of_the_recipe():
     arguments = vars(parser("", "mnist").parse_args([]))
     assert [arguments.pop(name) for name in ("recipe", "resume", "resume_average", "set")] == [None, None, False, []]
     assert set(arguments.values()) == {None}  # nothing is overridden unasked
-    assert set(arguments) - {"output"} <= set(Recipe.model_fields)
+    assert set(arguments) - {"output", "lr_scale"} <= set(Recipe.model_fields)
 
 
 def test_settings_on_the_command_line_equal_the_same_lines_in_the_file(folder):

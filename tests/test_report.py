@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, environment
+from conftest import environment
 
 from benchmarks.experiments import dead_units, figure_2, launch
 from horovod_dpsgd.errors import UserError
@@ -70,7 +71,7 @@ def test_figure_2_takes_the_noise_with_the_lowest_median_error(tmp_path):
         loaded += [
             write_run(tmp_path / f"n{std}-{seed}", "ssgd-star", seed, error, std) for seed, error in enumerate(errors)
         ]
-    text = figure_2.report(loaded, tmp_path / "out")
+    text = figure_2.report("cpu", loaded, tmp_path / "out")
     first_table, whole_grid = text.split("SSGD*, the whole grid of noise:")
     assert "SSGD* (std 0.05)" in first_table
     assert "SSGD* (std 0.01)" not in first_table
@@ -115,38 +116,32 @@ def test_the_command_prints_the_table_and_names_bad_folders(tmp_path):
 
 def test_jobs_with_a_result_are_not_run_again_and_interrupted_ones_are_resumed(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(launch, "mpirun", lambda n: ["mpirun", "-np", str(n)])
-    monkeypatch.setattr(
-        launch.subprocess,
-        "run",
-        lambda command, **_: started.append(command) or subprocess.CompletedProcess(command, 0),
-    )
-    jobs = [launch.Job(name, "train.py", 5, ("--lr", "1")) for name in ("done", "interrupted", "new")]
-    write_run(tmp_path / "done")
-    launch.run_all(jobs, tmp_path, dry_run=False)
-    assert [name_of(command) for command in started] == ["interrupted", "new"]
-    assert [command[-2:] for command in started] == [["--resume", "auto"]] * 2
+
+    def run(command, **_):
+        started.append(command)
+        write_run(Path(command[command.index("--output") + 1]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(launch.subprocess, "run", run)
+    jobs = [launch.Job(name, "train.py", 5, ("--lr", "1")) for name in ("done", "kept", "new")]
+    for folder in ("runs/done", "keep/kept"):
+        write_run(tmp_path / folder)
+    place = launch.Place(tmp_path / "runs", "start {np} times", ("--device", "cuda"), tmp_path / "keep")
+    loaded = launch.run_all(jobs, place)
+    assert [run.folder.name for run in loaded] == ["done", "kept", "new"]
+    assert [name_of(command) for command in started] == ["new"]
+    assert started[0][:3] == ["start", "5", "times"]
+    assert started[0][-6:-2] == ["--device", "cuda", "--output", str(tmp_path / "runs/new")]
+    assert started[0][-2:] == ["--resume", "auto"]
+    for name in ("done", "new"):
+        assert runs.load(tmp_path / "keep" / name).result == runs.load(tmp_path / "runs" / name).result
 
 
 def name_of(command):
     return command[command.index("--output") + 1].rsplit("/", 1)[1]
 
 
-def test_a_failed_run_ends_the_queue_with_its_status(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "mpirun", lambda n: [sys.executable, "-c", "raise SystemExit(3)"])
+def test_a_failed_run_ends_the_queue_with_its_status(tmp_path):
+    launcher = f"{sys.executable} -c 'raise SystemExit(3)'"
     with pytest.raises(SystemExit, match="the run first failed with status 3"):
-        launch.run_all([launch.Job("first", "x", 1, ())], tmp_path, dry_run=False)
-
-
-def test_reproduce_lists_every_experiment_and_prints_commands(tmp_path):
-    def reproduce(*words):
-        command = [sys.executable, REPOSITORY / "benchmarks/reproduce.py", *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment(), check=True, cwd=tmp_path
-        ).stdout
-
-    assert "figure-2" in reproduce("list")
-    lines = reproduce("figure-2", "--dry-run", "--seeds", "2").splitlines()
-    assert len(lines) == 2 * (2 + len(figure_2.NOISE_GRID))
-    assert all(" -np 5 " in line for line in lines)
-    assert not list(tmp_path.iterdir())
+        launch.run_all([launch.Job("first", "x", 1, ())], launch.Place(tmp_path, launcher))

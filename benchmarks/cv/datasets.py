@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torchvision import datasets as torchvision_datasets
-from torchvision.transforms import v2
 
 from benchmarks.cv import class_folders, mnist
 from benchmarks.cv.augment import CropAndFlip
@@ -62,8 +60,6 @@ class DataSet:
 
 # ---- CIFAR-10 ----
 
-CIFAR_TRAIN = dict(torchvision_datasets.CIFAR10.train_list)  # file: its MD5
-CIFAR_HELDOUT = dict(torchvision_datasets.CIFAR10.test_list)
 CIFAR_HELP = (
     "get cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html and unpack it there, so that "
     "DIR/cifar-10-batches-py/data_batch_1 exists; or put image files there as DIR/train/CLASS/*.png and "
@@ -93,23 +89,32 @@ class CifarBatches:
         return pickle.loads(content, encoding="latin1")  # a pickle may run anything, but not one of this MD5
 
 
+def cifar_batches() -> tuple[dict[str, str], dict[str, str]]:
+    """The files of the training and of the held-out part, with the MD5 of each."""
+    from torchvision.datasets import CIFAR10  # takes seconds, which only the start with these files has to wait for
+
+    return dict(CIFAR10.train_list), dict(CIFAR10.test_list)
+
+
 def find_cifar10(data_dir: Path | None, may_fetch: bool) -> Found:
     data_dir = _given(data_dir, "cifar10", CIFAR_HELP)
     for folder in (data_dir / "cifar-10-batches-py", data_dir):
-        names = [*CIFAR_TRAIN, *CIFAR_HELDOUT]
-        missing = [name for name in names if not (folder / name).is_file()]
-        if not missing:
-            return Found("CIFAR-10", CifarBatches(folder, CIFAR_TRAIN), CifarBatches(folder, CIFAR_HELDOUT))
-        if len(missing) < len(names):
+        if not any(folder.glob("*_batch*")):
+            continue
+        train, heldout = cifar_batches()
+        if missing := [name for name in (*train, *heldout) if not (folder / name).is_file()]:
             raise DataError(f"CIFAR-10 in {folder} is incomplete: {', '.join(missing)} missing; {CIFAR_HELP}")
+        return Found("CIFAR-10", CifarBatches(folder, train), CifarBatches(folder, heldout))
     if not (data_dir / "train").is_dir():
         raise DataError(f"--data-dir {data_dir} does not hold CIFAR-10: {CIFAR_HELP}")
-    train, heldout = class_folders.find_parts(data_dir, heldout=("test", "val"))
-    if len(train.classes) != 10:
-        raise DataError(f"{train.root} has {len(train.classes)} class folders, CIFAR-10 has 10; task folder takes any")
-    jpeg = train.path(0).suffix.lower() in (".jpg", ".jpeg")
+    images, others = class_folders.find_parts(data_dir, heldout=("test", "val"))
+    if len(images.classes) != 10:
+        raise DataError(
+            f"{images.root} has {len(images.classes)} class folders, CIFAR-10 has 10; task folder takes any"
+        )
+    jpeg = images.path(0).suffix.lower() in (".jpg", ".jpeg")
     words = "CIFAR-10 (JPEG re-encoded)" if jpeg else "CIFAR-10 (image files)"
-    return Found(words, DecodedFolders(train, 32, cut=False), DecodedFolders(heldout, 32, cut=False))
+    return Found(words, DecodedFolders(images, 32, cut=False), DecodedFolders(others, 32, cut=False))
 
 
 # ---- MNIST and Fashion-MNIST ----
@@ -201,6 +206,8 @@ class DecodedFolders:
         return self.folders.state(), self.size, self.cut
 
     def read(self) -> Decoded:
+        from torchvision.transforms import v2
+
         view = v2.Compose([v2.Resize(self.size), v2.CenterCrop(self.size), v2.PILToTensor()])
         pixels = np.empty((len(self.folders.files), 3, self.size, self.size), np.uint8)
         for sample in range(len(pixels)):

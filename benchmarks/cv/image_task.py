@@ -17,7 +17,6 @@ from benchmarks.cv.class_folders import ClassFolders
 from benchmarks.cv.datasets import DATA_SETS, DataSet, DecodedFolders, Found
 from benchmarks.cv.images import Images, Request, first_of_each_class
 from benchmarks.cv.in_memory import InMemoryImages, RandomImages, Source
-from benchmarks.cv.on_disk import OnDiskImages
 from horovod_dpsgd.errors import DataError, RecipeError
 from horovod_dpsgd.learners import seed_for
 from horovod_dpsgd.training import Batch, Recipe, Score, Task
@@ -33,7 +32,8 @@ class DataOptions:
 
     augment: random crops and flips; subset: train on the first so many samples, evenly of all classes; workers:
     processes that decode images ahead, for images read from disk; image_size: pixels a side, for tasks imagenet and
-    folder; in_memory: decode those once too (then resized and cut to image_size, and augmented by flips alone).
+    folder; in_memory: decode those once too (then resized and cut to image_size, and augmented by flips alone);
+    channels_last: give the network its images in that layout, with which convolutions may be faster.
     """
 
     augment: bool = True
@@ -41,6 +41,7 @@ class DataOptions:
     workers: int = 0
     image_size: int | None = None
     in_memory: bool = False
+    channels_last: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe) -> DataOptions:
@@ -49,7 +50,7 @@ class DataOptions:
         if unknown := given.keys() - cls.__dataclass_fields__.keys():
             known = ", ".join(cls.__dataclass_fields__)
             raise RecipeError(f"data_options: unknown {', '.join(map(str, unknown))}; known: {known}")
-        for name in ("augment", "in_memory"):
+        for name in ("augment", "in_memory", "channels_last"):
             if not isinstance(given.get(name, False), bool):
                 raise RecipeError(f"data_options.{name}: {given[name]!r} is not true or false")
         for name, least in (("subset", 1), ("workers", 0), ("image_size", 8)):
@@ -109,6 +110,8 @@ class ImageTask(Task):
     def _images(self, part: Source | ClassFolders, name: str, data_set: DataSet) -> Images:
         if isinstance(part, ClassFolders):
             if not self.options.in_memory:
+                from benchmarks.cv.on_disk import OnDiskImages  # and torchvision, which takes two seconds
+
                 return OnDiskImages(part, self.size, self.options.workers, pin=self.recipe.device == "cuda")
             part = DecodedFolders(part, self.size, cut=True)
         return InMemoryImages(in_memory.load(part, f"{self.recipe.task}-{name}"), data_set.augmentation)
@@ -171,7 +174,8 @@ class ImageTask(Task):
         return Score(float(F.cross_entropy(logits, labels, reduction="sum")), float(errors), len(labels))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """uint8 pixels to float32 of about mean 0 and variance 1 in each channel."""
+        """uint8 pixels to float32 of about mean 0 and variance 1 in each channel, in the layout that is wanted."""
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        return images.float().sub_(self.mean).div_(self.std)
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        return images.to(torch.float32, memory_format=layout).sub_(self.mean).div_(self.std)

@@ -20,7 +20,7 @@ from horovod_dpsgd.training import Recipe, Task, main  # noqa: E402
 
 
 def image_task(recipe: Recipe, may_fetch: bool) -> Task:
-    """Imported when asked for: torchvision takes two seconds of every learner's start."""
+    """Imported when asked for: MNIST's own task needs none of it."""
     from benchmarks.cv.image_task import ImageTask
 
     return ImageTask(recipe, may_fetch)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from horovod_dpsgd.report import runs
+from horovod_dpsgd.training.run_log import METRICS, RESULT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -21,16 +25,31 @@ class Job:
     learners: int
     arguments: tuple[str, ...]
 
-    def command(self, folder: Path) -> list[str]:
-        python = [sys.executable, str(REPOSITORY / self.script)]
-        return [*mpirun(self.learners), *python, *self.arguments, "--output", str(folder)]
+    def command(self, folder: Path, launcher: str, more: tuple[str, ...] = ()) -> list[str]:
+        """launcher: the words before `python`, where {np} stands for the number of learners."""
+        words = [word.replace("{np}", str(self.learners)) for word in shlex.split(launcher)]
+        return [*words, sys.executable, str(REPOSITORY / self.script), *self.arguments, *more, "--output", str(folder)]
 
 
-def mpirun(learners: int) -> list[str]:
-    """The words that start so many learners on this machine, however few cores it has."""
+@dataclass(frozen=True)
+class Place:
+    """Where and how jobs run.
+
+    folder: of the run folders. launcher: see `Job.command`. more: arguments for all runs, as --data-dir. keep: a folder
+    for what reports are made of, without checkpoints; what is there is not run again, whatever `folder` holds.
+    """
+
+    folder: Path
+    launcher: str
+    more: tuple[str, ...] = ()
+    keep: Path | None = None
+
+
+def mpirun() -> str:
+    """The words that start learners on this machine, however few cores it has."""
     version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=True).stdout
-    allow_more_than_cores = ["--oversubscribe"] if "Open MPI" in version or "OpenRTE" in version else []
-    return ["mpirun", *allow_more_than_cores, "-np", str(learners)]
+    allow_more_than_cores = "--oversubscribe " if "Open MPI" in version or "OpenRTE" in version else ""
+    return f"mpirun {allow_more_than_cores}-np {{np}}"
 
 
 def environment() -> dict[str, str]:
@@ -39,23 +58,34 @@ def environment() -> dict[str, str]:
     return os.environ | root | {"PYTHONPATH": str(REPOSITORY)}
 
 
-def run_all(jobs: list[Job], folder: Path, dry_run: bool) -> list[Path]:
-    """Run what has no result yet below `folder`; return the run folders. Ends the program if a run fails."""
-    folders = [folder / job.name for job in jobs]
-    for number, (job, output) in enumerate(zip(jobs, folders, strict=True), 1):
-        command = job.command(output)
-        if dry_run:
-            print(shlex.join(command))
-        elif (output / "result.json").exists():
-            print(f"[{number}/{len(jobs)}] {job.name}: done before", flush=True)
-        else:
-            print(f"[{number}/{len(jobs)}] {job.name}: {shlex.join(command)}", flush=True)
-            _run(command, output)
-    return folders
+def print_all(jobs: list[Job], place: Place) -> None:
+    for job in jobs:
+        print(shlex.join(job.command(place.folder / job.name, place.launcher, place.more)))
 
 
-def _run(command: list[str], output: Path) -> None:
-    # What an interrupted run left can be gone on with.
-    status = subprocess.run([*command, "--resume", "auto"], env=environment(), check=False).returncode
-    if status:
-        sys.exit(f"reproduce.py: the run {output.name} failed with status {status}; the reason is above")
+def run_all(jobs: list[Job], place: Place) -> list[runs.Run]:
+    """Run what has no result yet; return all runs. Ends the program if one fails."""
+    return [runs.load(_run(job, place, f"[{number}/{len(jobs)}] {job.name}")) for number, job in enumerate(jobs, 1)]
+
+
+def _run(job: Job, place: Place, name: str) -> Path:
+    """The folder of the job's result, which is made if it is not there."""
+    kept = place.keep / job.name if place.keep else None
+    if kept and (kept / RESULT).exists():
+        print(f"{name}: kept from before", flush=True)
+        return kept
+    folder = place.folder / job.name
+    if (folder / RESULT).exists():
+        print(f"{name}: done before", flush=True)
+    else:
+        command = job.command(folder, place.launcher, place.more)
+        print(f"{name}: {shlex.join(command)}", flush=True)
+        # What an interrupted run left can be gone on with.
+        status = subprocess.run([*command, "--resume", "auto"], env=environment(), check=False).returncode
+        if status:
+            sys.exit(f"reproduce.py: the run {job.name} failed with status {status}; the reason is above")
+    if kept:
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in (METRICS, RESULT):  # the result last: it says that the run is whole
+            shutil.copyfile(folder / file, kept / file)
+    return folder

@@ -24,6 +24,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "dpsgd": {"color": "#009E73", "linestyle": "-"},
     "ssgd": {"color": "#D55E00", "linestyle": "--"},
     "ssgd-star": {"color": "#0072B2", "linestyle": "-."},
+    "ssgd-lamb": {"color": "#CC79A7", "linestyle": "--"},
+    "dpsgd-lamb": {"color": "#E69F00", "linestyle": "-"},
 }
 
 
@@ -106,6 +108,23 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
         axes.set(xlabel="step", ylabel=name, yscale="log")
     left.legend()
     return figure
+
+
+def heldout_accuracy(runs: Sequence[Run], title: str) -> Figure:
+    """Figure 1a of the paper: held-out accuracy at w_a over epochs."""
+    figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
+    draw(axes, [run for run in runs if len(run.curve("heldout_error_percent")[0])], "heldout_error_percent")
+    axes.yaxis.set_major_formatter(lambda error, _position: f"{100 - error:g}")
+    axes.invert_yaxis()
+    axes.set(xlabel="step", ylabel="held-out accuracy %", title=title)
+    axes.legend()
+    return figure
+
+
+def panels(number: int) -> tuple[Figure, list[Axes]]:
+    """So many axes side by side."""
+    figure, axes = plt.subplots(1, number, figsize=(5.5 * number, 4.5), layout="constrained", squeeze=False)
+    return figure, list(axes[0])
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.training.recipe import WATCHING
+from horovod_dpsgd.training.run_log import METRICS, RESULT
 
 # Keys of a recipe in which two runs may differ, and still be the same but for the seed.
 INDIFFERENT = {"seed", "data_dir", "device", "stall_timeout"} | WATCHING
@@ -64,12 +65,12 @@ class Run:
 def load(folder: Path) -> Run:
     """Read a run folder. Raises UserError if it holds no run that ended."""
     try:
-        result = json.loads((folder / "result.json").read_text())
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        result = json.loads((folder / RESULT).read_text())
+        lines = (folder / METRICS).read_text().splitlines()
     except OSError as error:
         raise UserError(f"{folder} holds no run that ended: {Path(error.filename).name} is missing") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{folder}/result.json is damaged: {error}") from error
+        raise UserError(f"{folder}/{RESULT} is damaged: {error}") from error
     return Run(folder, result, [json.loads(line) for line in lines])
 
 

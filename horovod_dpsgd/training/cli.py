@@ -56,6 +56,7 @@ def parser(description: str, default_recipe: str) -> Parser:
     p.add_argument("--optimizer", choices=OPTIMIZERS)
     p.add_argument("--batch-size", type=int, metavar="N", help="global: of all learners together")
     p.add_argument("--lr", type=float, help="peak learning rate")
+    p.add_argument("--lr-scale", metavar="Kx", help="the same, as a multiple of base_lr (default: linear scaling)")
     p.add_argument("--warmup", type=int, metavar="STEPS", help="linear warm-up")
     p.add_argument("--epochs", type=float)
     p.add_argument("--max-steps", type=int, metavar="STEPS")

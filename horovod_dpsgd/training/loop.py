@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,6 +70,8 @@ class Trainer:
             recipe.clip_norm,
         )
         optimizer = recipe.make_optimizer(self.model)
+        # The same weights, and called as the model is
+        self._network = cast(torch.nn.Module, torch.compile(self.model)) if recipe.compile else self.model
         self.algorithm = algorithms.find(recipe.algo)(optimizer, self.model, learners, settings)
         seed_everything(seed_for("learner", recipe.seed, learners.rank))  # dropout, augmentation
         self.divergence = DivergenceWatch(task.chance_loss, recipe.warmup_steps(task.samples), self.total_steps)
@@ -231,9 +233,9 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> Tensor:
         if not self.recipe.amp:
-            return self.task.loss(self.model, batch)
+            return self.task.loss(self._network, batch)
         with torch.autocast(self.recipe.device, torch.bfloat16):
-            return self.task.loss(self.model, batch)
+            return self.task.loss(self._network, batch)
 
     def _be_slow(self, computed: float) -> None:
         rank, factor = self.recipe.slow_rank_and_factor
@@ -340,6 +342,7 @@ class Trainer:
             "lr": recipe.lr,
             "seed": recipe.seed,
             "data": self.task.data,
+            "chance_loss": self.task.chance_loss,
             "steps": self.step,
             "epochs": self.step / recipe.steps_per_epoch(self.task.samples),
             "ended": "diverged" if self.divergence.diverged else "completed",

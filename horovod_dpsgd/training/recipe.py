@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +21,7 @@ from horovod_dpsgd.topology import TOPOLOGIES
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "lamb")
 LENGTHS = {"epochs", "max_steps"}
+RATES = {"lr", "lr_scale"}
 WATCHING = {
     "log_every", "eval_every", "checkpoint_every", "checkpoint_minutes", "keep", "diagnostics", "diagnostics_every"
 }  # fmt: skip
@@ -52,9 +55,13 @@ class Recipe(BaseModel):
     # By which optimizer
     optimizer: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
     lr: float = Field(gt=0)  # the peak rate, after scaling and warm-up
+    base_lr: float | None = Field(None, gt=0)  # the rate at base_batch_size: where lr is not given, it follows from it
+    base_batch_size: int | None = Field(None, gt=0)
     momentum: float = Field(0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(0.0, ge=0)
+    exempt_vectors: bool | None = None  # biases and normalization weights, from weight decay and LAMB's trust ratio;
+    # null: under LAMB alone
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     clip_norm: float | None = Field(None, gt=0)  # of the gradient an update is made from: DPSGD's is the learner's own
 
@@ -73,6 +80,7 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["cpu", "cuda"] = "cpu"
     amp: bool = False  # bfloat16 autocast
+    compile: bool = False  # the network, by torch.compile
     slow_learner: str | None = Field(None, pattern=r"^\d+:[1-9]\d*(\.\d+)?$")  # RANK:FACTOR
     stall_timeout: float = Field(300.0, ge=0)  # seconds; 0: wait for ever
 
@@ -116,6 +124,8 @@ class Recipe(BaseModel):
             raise ValueError(f"momentum is for sgd; {self.optimizer} has betas")
         if self.device == "cuda" and self.algo == "dpsgd" and self.topology == "hierarchical":
             raise ValueError("topology hierarchical is for device cpu")
+        if self.compile and self.device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
+            raise ValueError("compile needs a C++ compiler, and there is none here")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device cuda: PyTorch finds no GPU here")
         return self
@@ -164,15 +174,19 @@ class Recipe(BaseModel):
         return schedules.linear_warmup(after, warmup, self.warmup_from)
 
     def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        weights = [p for p in model.parameters() if p.requires_grad]
+        groups = without_adaptation(model)
+        exempt = self.optimizer == "lamb" if self.exempt_vectors is None else self.exempt_vectors
+        if not exempt:
+            groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        if self.optimizer == "lamb":
+            return LAMB(groups, self.lr, self.betas, weight_decay=self.weight_decay)
+        groups = [{key: value for key, value in group.items() if key != "adapt"} for group in groups]
         if self.optimizer == "sgd":
             return torch.optim.SGD(
-                weights, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+                groups, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
             )
-        if self.optimizer == "lamb":
-            return LAMB(without_adaptation(model), self.lr, self.betas, weight_decay=self.weight_decay)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(weights, self.lr, self.betas, weight_decay=self.weight_decay)
+        return kind(groups, self.lr, self.betas, weight_decay=self.weight_decay)
 
     def text(self) -> str:
         """The whole recipe as YAML, defaults included, so that it can be run again."""
@@ -182,7 +196,8 @@ class Recipe(BaseModel):
 def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:
     """The recipe `folder`/NAME.yaml, or a file, with `overrides` put over it (mappings key by key).
 
-    A length given there, epochs or max_steps, is the whole length: the file's other one is dropped.
+    A length given there, epochs or max_steps, is the whole length: the file's other one is dropped. So it is with lr
+    and lr_scale, which is no key of a Recipe: lr is computed from it here.
 
     Raises RecipeError, in one line, for a file that is missing or not YAML, an unknown key, or an impossible value.
     """
@@ -196,12 +211,35 @@ def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:
         raise RecipeError(f"{path} is not YAML: {_joined(error)}") from error
     if not isinstance(keys, dict):
         raise RecipeError(f"{path} must hold keys and values")
-    if LENGTHS & overrides.keys():
-        keys = {key: value for key, value in keys.items() if key not in LENGTHS}
+    for alternatives in (LENGTHS, RATES):
+        if alternatives & overrides.keys():
+            keys = {key: value for key, value in keys.items() if key not in alternatives}
     for key, value in overrides.items():
         both = isinstance(value, dict) and isinstance(keys.get(key), dict)
         keys[key] = keys[key] | value if both else value
-    return _validated(keys)
+    return _validated(_with_rate(keys))
+
+
+def _with_rate(keys: dict[str, Any]) -> dict[str, Any]:
+    """`keys` with lr: where it is missing, base_lr times lr_scale, which is batch_size / base_batch_size by default
+    (linear scaling: Goyal et al. 2017, Section 2.1). Raises RecipeError where neither lr nor these give a rate."""
+    scale = keys.get("lr_scale")
+    rest = {key: value for key, value in keys.items() if key != "lr_scale"}
+    if "lr" in keys:
+        if scale is not None:
+            raise RecipeError("lr and lr_scale exclude each other")
+        return rest
+    if keys.get("base_lr") is None:
+        raise RecipeError("lr must be given, or base_lr" + (", which lr_scale multiplies" if scale is not None else ""))
+    if scale is None:
+        numbers: list[Any] = [keys.get(key) for key in ("base_lr", "batch_size", "base_batch_size")]
+        if not all(isinstance(number, int | float) and number > 0 for number in numbers):
+            raise RecipeError("lr: base_lr x batch_size / base_batch_size gives none: all three must be above 0")
+        return rest | {"lr": numbers[0] * numbers[1] / numbers[2]}
+    try:
+        return rest | {"lr": float(keys["base_lr"]) * float(str(scale).removesuffix("x"))}
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"lr_scale: {scale!r} is not a factor on base_lr, such as 16x") from error
 
 
 def check_resumable(before: Recipe, now: Recipe) -> None:

@@ -22,7 +22,7 @@ from horovod_dpsgd import __version__
 from horovod_dpsgd.training.files import write_whole
 from horovod_dpsgd.training.recipe import Recipe
 
-CONFIG = "config.yaml"
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 RESULT, INTERRUPTED = "result.json", "interrupted.json"  # how a run came to its end: one of them, or neither
 
 
@@ -60,8 +60,8 @@ class RunLog(SilentRunLog):
         (folder / INTERRUPTED).unlink(missing_ok=True)
         if (folder / RESULT).exists():  # resumed to train longer: it is no result of what comes now
             (folder / RESULT).rename(folder / f"result-step-{done:08d}.json")
-        _keep_lines_until(folder / "metrics.jsonl", done)
-        self._lines = (folder / "metrics.jsonl").open("a")
+        _keep_lines_until(folder / METRICS, done)
+        self._lines = (folder / METRICS).open("a")
         self._events = SummaryWriter(str(folder), purge_step=done + 1)
         name = f"{recipe.task} {recipe.algo}"
         pause = 1.0 if sys.stderr.isatty() else 10.0  # seconds between two looks of the bar; files get fewer

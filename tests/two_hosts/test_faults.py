@@ -33,7 +33,9 @@ def test_a_learner_killed_on_another_host_ends_the_job(tmp_path):
     done = run_on_host1([*LAUNCH, "--output", str(tmp_path / "run")], timeout=120, env=env)
     seconds = time.time() - float((tmp_path / "run.fault").read_text())
     assert done.returncode != 0
-    assert re.search(r"process rank 1 with PID \d+ on node host2 exited on signal 9", " ".join(done.stderr.split()))
+    # Who is faster, mpirun or the other learner
+    reason = r"process rank 1 with PID \d+ on node host2 exited on signal 9|An error occurred in Socket closed"
+    assert re.search(reason, " ".join(done.stderr.split())), done.stderr
     assert seconds < 30
     assert checkpoint.newest(tmp_path / "run/checkpoints", pytest.fail).step == 20
 
