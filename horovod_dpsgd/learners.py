@@ -139,9 +139,9 @@ class Learners:
     def mean_of(self, number: float) -> float:
         return float(self.mean(torch.tensor([number], dtype=torch.float64)))
 
-    def gather(self, thing: Any) -> list[Any]:
-        """Every learner's `thing` (any small picklable object), by rank, on every learner."""
-        self.barrier("a gathering")  # allgather spins, so it begins when all are there
+    def gather(self, thing: Any, what: str = "a gathering") -> list[Any]:
+        """Every learner's `thing` (any small picklable object), by rank, on every learner. what: for stall warnings."""
+        self.barrier(what)  # allgather spins, so it begins when all are there
         return self.world.allgather(thing)
 
     def broadcast(self, thing: Any, root: int = 0) -> Any:

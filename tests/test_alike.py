@@ -16,7 +16,7 @@ def test_a_digest_tells_names_and_contents(tmp_path):
     one, two = tmp_path / "one.py", tmp_path / "two.py"
     one.write_text("x = 1\n")
     two.write_text("x = 2\n")
-    digests = [alike.digest(files) for files in ({"a": one}, {"b": one}, {"a": two}, {"a": one, "b": tmp_path / "no"})]
+    digests = [alike.digest(files) for files in ({"a": one}, {"b": one}, {"a": two}, {"a": one, "b": one})]
     assert len(set(digests)) == 4
     two.write_text("x = 1\n")
     assert alike.digest({"a": two}) == digests[0], "wherever the file is"
@@ -33,7 +33,8 @@ def test_other_versions_are_named(monkeypatch):
         hosts = ("host1", "host2")
 
         def gather(self, mine):
-            return [mine, mine | {"torch": "2.8.0", "mpi_library": None}]
+            facts, modules = mine
+            return [mine, (facts | {"torch": "2.8.0", "mpi_library": None}, modules)]
 
     monkeypatch.setattr(alike, "versions", lambda: {"torch": "2.9.1", "numpy": "2.2", "mpi_library": "Open MPI 5.0.11"})
     with pytest.raises(MachineError) as error:
@@ -66,6 +67,6 @@ def test_other_code_on_one_learner_is_named_before_anything_is_trained(tmp_path,
     assert done.returncode == 2, done.stdout + done.stderr
     said = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(said) == 1
-    code = f"code of {'horovod_dpsgd' if change == 'library' else 'the training script'}"
+    code = f"code of {'horovod_dpsgd' if change == 'library' else 'benchmarks.cv.mnist_task'}"
     assert re.search(f"learner 1 on .* runs something else than learner 0 .*{code} \\w+, there \\w+", said[0]), said
     assert not run.exists()

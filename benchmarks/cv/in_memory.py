@@ -7,6 +7,7 @@ by whoever maps them, and stay there from one run to the next.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,8 @@ from torch import Tensor
 from benchmarks.cv.augment import CropAndFlip
 from benchmarks.cv.images import Images, Request
 from horovod_dpsgd.errors import DataError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the cached files: raise it when what `read` gives for the same files changes
 
@@ -92,6 +95,7 @@ def load(source: Source, name: str, cache: Path | None = None) -> Decoded:
     folder = cache / f"{name}-{hashlib.sha256(repr((FORMAT, source.state())).encode()).hexdigest()[:16]}"
     mapped = _map(folder)
     if mapped is None:
+        log.info("decoding the images of %s, once for all runs, into %s", name, cache)
         _write(folder, source.read())
         mapped = _map(folder)
     if mapped is None:

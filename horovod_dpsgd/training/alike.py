@@ -17,17 +17,24 @@ LIBRARY = Path(horovod_dpsgd.__file__).parent
 
 
 def check_alike(learners: Learners, recipe: Recipe) -> None:
-    """Raise MachineError, on all learners, if they have another recipe, code or version than learner 0. Collective."""
+    """Raise MachineError, on all learners, if they have another recipe, code or version than learner 0. Collective.
+
+    Of the script's modules those are compared that both have loaded: who prepares data for all may load more.
+    """
     facts = versions() | {
         "code of horovod_dpsgd": digest({str(path.relative_to(LIBRARY)): path for path in LIBRARY.rglob("*.py")}),
-        "code of the training script": digest(own_modules()),
         "recipe": hashlib.sha256(recipe.text().encode()).hexdigest()[:12],
     }
-    everyone = learners.gather(facts)
-    for rank, its in enumerate(everyone):
-        different = [name for name, value in everyone[0].items() if its.get(name) != value]
+    modules = {f"code of {name}": digest({name: path}) for name, path in own_modules().items()}
+    everyone = learners.gather((facts, modules))
+    first, first_modules = everyone[0]
+    for rank, (its, its_modules) in enumerate(everyone):
+        common = first_modules.keys() & its_modules.keys()
+        expected = first | {name: first_modules[name] for name in sorted(common)}
+        its = its | its_modules
+        different = [name for name, value in expected.items() if its.get(name) != value]
         if different:
-            words = "; ".join(f"{name} {everyone[0][name]}, there {its.get(name)}" for name in different)
+            words = "; ".join(f"{name} {expected[name]}, there {its.get(name)}" for name in different)
             raise MachineError(
                 f"learner {rank} on {learners.hosts[rank]} runs something else than learner 0 on {learners.hosts[0]}, "
                 f"which has {words}: install the same on all hosts"
@@ -36,16 +43,17 @@ def check_alike(learners: Learners, recipe: Recipe) -> None:
 
 def own_modules() -> dict[str, Path]:
     """The files of the modules loaded so far that are installed nowhere: the script, its tasks and models."""
-    installed = (sys.prefix, sys.base_prefix)
+    installed = (sys.prefix, sys.base_prefix, str(LIBRARY))
     files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    return {name: Path(file) for name, file in files.items() if file and not file.startswith(installed)}
+    paths = {name: Path(file) for name, file in files.items() if file and not file.startswith(installed)}
+    return {name: path for name, path in paths.items() if path.is_file()}  # PyTorch's torch.ops names one that is none
 
 
 def digest(files: Mapping[str, Path]) -> str:
-    """Of names and contents; of what is no file, of the name alone."""
+    """Of names and contents."""
     found = hashlib.sha256()
     for name in sorted(files):
-        content = files[name].read_bytes() if files[name].is_file() else b""
+        content = files[name].read_bytes()
         found.update(f"{name}\0{len(content)}\0".encode())
         found.update(content)
     return found.hexdigest()[:12]

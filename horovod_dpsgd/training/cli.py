@@ -248,10 +248,12 @@ def _appears(path: Path) -> bool:
 def _make_task(recipe: Recipe, make: TaskFactory, us: Learners) -> Task:
     """The task, with the same data on all learners: one of each node may fetch it, then the others find it there."""
     task = None
+    patient = replace(us, stall_timeout=0)  # fetching and decoding take as long as they take
     for fetching in (True, False):
         mine = (us.local_rank == 0) == fetching
         made = _attempt(partial(make, recipe, fetching)) if mine else None
-        for problem in us.gather(made if isinstance(made, UserError) else None):
+        found = made if isinstance(made, UserError) else None
+        for problem in patient.gather(found, "the preparation of the data"):
             if problem is not None:
                 raise problem
         task = made if mine else task
