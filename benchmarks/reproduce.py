@@ -82,8 +82,9 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
 
 def _place(folder: str, arguments: argparse.Namespace) -> launch.Place:
     more = ("--data-dir", str(arguments.data_dir)) if arguments.data_dir else ()
-    launcher = arguments.launcher or launch.mpirun()
-    return launch.Place(arguments.runs / folder, launcher, (*more, *arguments.more), arguments.keep)
+    launcher = arguments.launcher or shlex.join(launch.mpirun("{np}"))
+    more = (*more, *arguments.more)
+    return launch.Place(arguments.runs / folder, launcher, more, arguments.keep, arguments.together)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="for all runs: where the data are")
     parser.add_argument("--launcher", metavar="WORDS", help="starts {np} learners (default: mpirun on this machine)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the run folders go")
+    parser.add_argument(
+        "--together", type=int, default=1, metavar="N", help="N runs in one launch, for short ones (default: 1)"
+    )
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep each run's result and curves there, and use those there already"
     )

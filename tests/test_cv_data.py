@@ -347,6 +347,7 @@ def test_wrong_idx_shapes_are_named(tmp_path):
         ("cifar10", {"subset": 2.5}, "subset"),
         ("cifar10", {"workers": 2}, "workers"),
         ("cifar10", {"image_size": 64}, "image_size"),
+        ("cifar10", {"image_size": 10}, "10 does not divide 32"),
         ("folder", {"workers": -1}, "workers"),
         ("folder", {"workers": True}, "workers"),
         ("folder", {"workers": 1, "in_memory": True}, "workers"),
@@ -649,6 +650,22 @@ def test_synthetic_images_have_the_data_sets_shapes_and_are_few(name, size, samp
 def test_synthetic_images_need_no_workers():
     keys = {"synthetic": True, "data_options": {"workers": 8, "image_size": 16}}  # a recipe may ask for them
     assert isinstance(ImageTask(recipe("imagenet", None, **keys)).train, in_memory.RandomImages)
+
+
+def test_small_images_are_shrunk_by_averaging(cifar):
+    whole, half = (ImageTask(recipe("cifar10", cifar[0], data_options={"image_size": size})) for size in (32, 16))
+    images = next(iter(half.shard_batches("heldout", 0, 1)))[0]
+    assert images.shape[2:] == (32, 32)
+    shrunk = half.normalised(images)
+    np.testing.assert_allclose(shrunk, nn.functional.avg_pool2d(whole.normalised(images), 2), atol=1e-5)
+    assert half.data.endswith("shrunk to 16 x 16")
+
+
+def test_channels_last_is_a_layout_and_changes_no_number(cifar):
+    plain, other = (ImageTask(recipe("cifar10", cifar[0], data_options={"channels_last": on})) for on in (False, True))
+    images = next(iter(plain.shard_batches("heldout", 0, 1)))[0]
+    assert other.normalised(images).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(plain.normalised(images), other.normalised(images))
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

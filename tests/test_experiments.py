@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, environment
@@ -14,7 +15,7 @@ from conftest import REPOSITORY, environment
 from benchmarks import reproduce
 from benchmarks.cv import image_task, models
 from benchmarks.cv.datasets import DATA_SETS
-from benchmarks.experiments import cv, figure_2, ladder
+from benchmarks.experiments import cv, figure_2, ladder, launch
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.training import cli
 from horovod_dpsgd.training import recipe as recipes
@@ -161,3 +162,17 @@ def test_reproduce_says_what_is_wrong(words, complaint, tmp_path):
     done = reproduce_(*words, cwd=tmp_path)
     assert done.returncode != 0
     assert complaint in done.stderr
+
+
+@pytest.mark.mpi
+def test_several_runs_in_one_launch_are_those_of_launches_of_their_own(tmp_path):
+    common = ("--synthetic", "--max-steps", "3", "--batch-size", "40", "--log-every", "1", "--checkpoint-every", "0")
+    jobs = [
+        launch.Job(algo, "benchmarks/cv/train.py", 2, ("--algo", algo, *common)) for algo in ("ssgd", "dpsgd", "adpsgd")
+    ]
+    launcher = " ".join(launch.mpirun("{np}"))
+    together = launch.run_all(jobs, launch.Place(tmp_path / "together", launcher, together=3))
+    alone = launch.run_all(jobs[1:2], launch.Place(tmp_path / "alone", launcher))
+    assert [run.result["algo"] for run in together] == ["ssgd", "dpsgd", "adpsgd"]
+    assert together[1].result["heldout"] == alone[0].result["heldout"]
+    np.testing.assert_array_equal(together[1].curve("train_loss"), alone[0].curve("train_loss"))

@@ -32,8 +32,9 @@ class DataOptions:
 
     augment: random crops and flips; subset: train on the first so many samples, evenly of all classes; workers:
     processes that decode images ahead, for images read from disk; image_size: pixels a side, for tasks imagenet and
-    folder; in_memory: decode those once too (then resized and cut to image_size, and augmented by flips alone);
-    channels_last: give the network its images in that layout, with which convolutions may be faster.
+    folder any, for the others a divisor of theirs, to which the network's input is averaged; in_memory: decode images
+    of imagenet and folder once too (then resized and cut to image_size, and augmented by flips alone); channels_last:
+    give the network its images in that layout, with which convolutions may be faster.
     """
 
     augment: bool = True
@@ -58,9 +59,11 @@ class DataOptions:
             if value is not None and (type(value) is not int or value < least):
                 raise RecipeError(f"data_options.{name}: {value!r} is not a whole number of at least {least}")
         options = cls(**given)
-        any_size = DATA_SETS[recipe.task].any_size
-        if not any_size and (options.image_size or options.in_memory):
-            raise RecipeError(f"data_options: task {recipe.task} has neither image_size nor in_memory: both are fixed")
+        any_size, size = DATA_SETS[recipe.task].any_size, DATA_SETS[recipe.task].size
+        if not any_size and options.in_memory:
+            raise RecipeError(f"data_options: task {recipe.task} has no in_memory: its images always are")
+        if not any_size and options.image_size and size % options.image_size:
+            raise RecipeError(f"data_options.image_size: {options.image_size} does not divide {size}, {recipe.task}'s")
         if options.workers and (options.in_memory or not any_size):
             raise RecipeError("data_options.workers: these images are in memory; workers are for those read from disk")
         return options
@@ -78,6 +81,7 @@ class ImageTask(Task):
         self.recipe, self.options = recipe, DataOptions.of(recipe)
         data_set = DATA_SETS[recipe.task]
         self.channels, self.size = data_set.channels, self.options.image_size or data_set.size
+        self.shrink = 1 if data_set.any_size else data_set.size // self.size
         self.mean, self.std = (torch.tensor(each).mul(255)[:, None, None] for each in (data_set.mean, data_set.std))
         if recipe.synthetic:
             self._take_noise(data_set)
@@ -88,10 +92,12 @@ class ImageTask(Task):
         self.samples = len(self.chosen)
         if self.samples < len(self.train):
             self.data += f", {self.samples:,} of {len(self.train):,} training images"
+        if self.shrink > 1:
+            self.data += f", shrunk to {self.size} x {self.size}"
 
     def _take_noise(self, data_set: DataSet) -> None:
         self.classes, self.data = data_set.classes, f"synthetic {data_set.title}"
-        shape = self.channels, self.size, self.size
+        shape = self.channels, self.size * self.shrink, self.size * self.shrink
         self.train, self.heldout = (
             RandomImages(samples, self.classes, shape, data_set.augmentation)
             for samples in (data_set.samples, SYNTHETIC_HELDOUT)
@@ -174,8 +180,11 @@ class ImageTask(Task):
         return Score(float(F.cross_entropy(logits, labels, reduction="sum")), float(errors), len(labels))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """uint8 pixels to float32 of about mean 0 and variance 1 in each channel, in the layout that is wanted."""
+        """uint8 pixels to float32 of about mean 0 and variance 1 in each channel, in the size and layout wanted."""
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
-        return images.to(torch.float32, memory_format=layout).sub_(self.mean).div_(self.std)
+        pixels = images.to(torch.float32, memory_format=layout)
+        if self.shrink > 1:
+            pixels = F.avg_pool2d(pixels, self.shrink)
+        return pixels.sub_(self.mean).div_(self.std)

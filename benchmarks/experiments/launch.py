@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shlex
 import shutil
@@ -14,6 +16,7 @@ from horovod_dpsgd.report import runs
 from horovod_dpsgd.training.run_log import METRICS, RESULT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SEVERAL = Path(__file__).resolve().parent / "several.py"
 
 
 @dataclass(frozen=True)
@@ -25,31 +28,35 @@ class Job:
     learners: int
     arguments: tuple[str, ...]
 
-    def command(self, folder: Path, launcher: str, more: tuple[str, ...] = ()) -> list[str]:
-        """launcher: the words before `python`, where {np} stands for the number of learners."""
-        words = [word.replace("{np}", str(self.learners)) for word in shlex.split(launcher)]
-        return [*words, sys.executable, str(REPOSITORY / self.script), *self.arguments, *more, "--output", str(folder)]
+    def words(self, folder: Path, more: tuple[str, ...] = ()) -> list[str]:
+        """The script's arguments."""
+        return [*self.arguments, *more, "--output", str(folder)]
 
 
 @dataclass(frozen=True)
 class Place:
     """Where and how jobs run.
 
-    folder: of the run folders. launcher: see `Job.command`. more: arguments for all runs, as --data-dir. keep: a folder
-    for what reports are made of, without checkpoints; what is there is not run again, whatever `folder` holds.
+    folder: of the run folders. launcher: the words before `python`, where {np} stands for the number of learners. more:
+    arguments for all runs, as --data-dir. keep: a folder for what reports are made of, without checkpoints; what is
+    there is not run again, whatever `folder` holds. together: so many runs in one launch.
     """
 
     folder: Path
     launcher: str
     more: tuple[str, ...] = ()
     keep: Path | None = None
+    together: int = 1
+
+    def start(self, learners: int) -> list[str]:
+        return [*(word.replace("{np}", str(learners)) for word in shlex.split(self.launcher)), sys.executable]
 
 
-def mpirun() -> str:
-    """The words that start learners on this machine, however few cores it has."""
+def mpirun(learners: int | str) -> list[str]:
+    """The words that start so many learners on this machine, however few cores it has."""
     version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=True).stdout
-    allow_more_than_cores = "--oversubscribe " if "Open MPI" in version or "OpenRTE" in version else ""
-    return f"mpirun {allow_more_than_cores}-np {{np}}"
+    allow_more_than_cores = ["--oversubscribe"] if "Open MPI" in version or "OpenRTE" in version else []
+    return ["mpirun", *allow_more_than_cores, "-np", str(learners)]
 
 
 def environment() -> dict[str, str]:
@@ -60,32 +67,52 @@ def environment() -> dict[str, str]:
 
 def print_all(jobs: list[Job], place: Place) -> None:
     for job in jobs:
-        print(shlex.join(job.command(place.folder / job.name, place.launcher, place.more)))
+        words = job.words(place.folder / job.name, place.more)
+        print(shlex.join([*place.start(job.learners), str(REPOSITORY / job.script), *words]))
 
 
 def run_all(jobs: list[Job], place: Place) -> list[runs.Run]:
     """Run what has no result yet; return all runs. Ends the program if one fails."""
-    return [runs.load(_run(job, place, f"[{number}/{len(jobs)}] {job.name}")) for number, job in enumerate(jobs, 1)]
+    missing = [job for job in jobs if _found(job, place) is None]
+    print(f"{len(jobs)} runs, of which {len(jobs) - len(missing)} have a result", flush=True)
+    for (script, learners), alike in itertools.groupby(missing, lambda job: (job.script, job.learners)):
+        group = list(alike)
+        for at in range(0, len(group), place.together):
+            _run(group[at : at + place.together], script, learners, place)
+    for job in jobs:
+        _keep(job, place)
+    return [runs.load(_found(job, place) or place.folder / job.name) for job in jobs]
 
 
-def _run(job: Job, place: Place, name: str) -> Path:
-    """The folder of the job's result, which is made if it is not there."""
-    kept = place.keep / job.name if place.keep else None
-    if kept and (kept / RESULT).exists():
-        print(f"{name}: kept from before", flush=True)
-        return kept
-    folder = place.folder / job.name
-    if (folder / RESULT).exists():
-        print(f"{name}: done before", flush=True)
+def _found(job: Job, place: Place) -> Path | None:
+    """Where the job's result is, if it is there."""
+    folders = [place.folder / job.name, *([place.keep / job.name] if place.keep else [])]
+    return next((folder for folder in folders if (folder / RESULT).exists()), None)
+
+
+def _run(jobs: list[Job], script: str, learners: int, place: Place) -> None:
+    # What an interrupted run left can be gone on with.
+    words = [[*job.words(place.folder / job.name, place.more), "--resume", "auto"] for job in jobs]
+    if len(jobs) == 1:
+        command = [*place.start(learners), str(REPOSITORY / script), *words[0]]
     else:
-        command = job.command(folder, place.launcher, place.more)
-        print(f"{name}: {shlex.join(command)}", flush=True)
-        # What an interrupted run left can be gone on with.
-        status = subprocess.run([*command, "--resume", "auto"], env=environment(), check=False).returncode
-        if status:
-            sys.exit(f"reproduce.py: the run {job.name} failed with status {status}; the reason is above")
-    if kept:
-        kept.mkdir(parents=True, exist_ok=True)
-        for file in (METRICS, RESULT):  # the result last: it says that the run is whole
-            shutil.copyfile(folder / file, kept / file)
-    return folder
+        place.folder.mkdir(parents=True, exist_ok=True)
+        file = place.folder / "together.jsonl"
+        file.write_text("".join(json.dumps(each) + "\n" for each in words))
+        command = [*place.start(learners), str(SEVERAL), str(REPOSITORY / script), str(file)]
+    names = ", ".join(job.name for job in jobs)
+    print(f"{names}: {shlex.join(command)}", flush=True)
+    status = subprocess.run(command, env=environment(), check=False).returncode
+    if status:
+        sys.exit(f"reproduce.py: the run {names} failed with status {status}; the reason is above")
+    for job in jobs:
+        _keep(job, place)
+
+
+def _keep(job: Job, place: Place) -> None:
+    folder, kept = place.folder / job.name, place.keep / job.name if place.keep else None
+    if kept is None or (kept / RESULT).exists():
+        return
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in (METRICS, RESULT):  # the result last: it says that the run is whole
+        shutil.copyfile(folder / file, kept / file)
