@@ -169,9 +169,7 @@ def runs(us, tmp_path_factory):
 
 def make_run(us, folder, seed):
     network = {"model": "mlp", "model_options": {"hidden": [6], "activation": "tanh"}}  # no kinks: it has a Hessian
-    recipe = Recipe(
-        task="mnist", synthetic=True, topology="complete", lr=0.5, batch_size=2000, max_steps=20, **network
-    )
+    recipe = Recipe(task="mnist", synthetic=True, topology="complete", lr=0.5, batch_size=2000, max_steps=20, **network)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(recipe.text())
     torch.manual_seed(seed)
