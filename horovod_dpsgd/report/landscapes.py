@@ -36,6 +36,7 @@ def contours(panels: Mapping[str, Sequence[Point]], places: Mapping[str, tuple[f
         filled = axes.contourf(x, y, loss, levels, cmap="viridis", norm="log", extend="both")
         axes.contour(x, y, loss, levels[::2], colors="white", linewidths=0.4)
         axes.set(title=title, xlabel="x", ylabel="y")
+        axes.locator_params(nbins=5)
         if places is None:
             axes.plot(0, 0, "+", color="white", markersize=9)
         for label, (across, up) in (places or {}).items():
@@ -53,6 +54,7 @@ def curvature(panels: Mapping[str, Sequence[Point]]) -> Figure:
         x, y, share = surface(points, "negative_share")
         drawn = axes.pcolormesh(x, y, share, cmap="viridis", vmin=0, vmax=1, shading="nearest")
         axes.set(title=title, xlabel="x", ylabel="y")
+        axes.locator_params(nbins=5)
         axes.plot(0, 0, "+", color="white", markersize=9)
     figure.colorbar(drawn, ax=grid, label=r"$|\lambda_{min} / \lambda_{max}|$", extend="max")
     return figure
