@@ -714,6 +714,6 @@ def test_signals_to_the_job_spare_the_workers(folder, tmp_path):
 
 def test_the_training_script_knows_every_data_set():
     """It names them without importing what they need."""
-    from benchmarks.cv.train import IMAGE_TASKS
+    from benchmarks.cv.tasks import IMAGE_TASKS
 
     assert set(IMAGE_TASKS) == set(datasets.DATA_SETS)

@@ -10,15 +10,18 @@ import math
 import sys
 from contextlib import contextmanager
 
+import known_landscapes
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_landscapes import one_thread  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
 from horovod_dpsgd import learners
-from horovod_dpsgd.diagnostics.dynamics import measure, noise
+from horovod_dpsgd.diagnostics import intervals
+from horovod_dpsgd.diagnostics.dynamics import diversity, measure, noise
 from horovod_dpsgd.parameters import FlatParameters
 
 LR = 0.7
@@ -97,11 +100,11 @@ class Problem:
         self.model = copy.deepcopy(self.at_w_j)
         self.algorithm = StandIn(us, self.model, FlatParameters(self.at_w_a).gather())
 
-    def measure(self):
+    def measure(self, **how):
         def loss(batch):
             return F.cross_entropy(self.model(batch[0]), batch[1])
 
-        return measure(self.algorithm, loss, self.batch, iter(self.shard), LR)
+        return measure(self.algorithm, loss, self.batch, self.shard, LR, **how)
 
     def by_hand(self):
         g = gradient(self.at_w_a, self.train)
@@ -115,6 +118,7 @@ class Problem:
             "noise_2": LR**2 * (g_a - g_s).norm() ** 2,
             "weight_variance": distance**2,
             "consensus_distance": distance,
+            "gradient_diversity": 1.0,
             "full_loss": F.cross_entropy(self.at_w_a(self.train[0]), self.train[1]).detach(),
             "full_gradient_norm": g.norm(),
         }
@@ -165,7 +169,107 @@ def test_a_model_that_has_blown_up_is_measured_as_nan(us):
     problem = Problem(us)
     problem.algorithm.w_a.fill_(math.nan)
     measured = problem.measure()
-    assert all(math.isnan(value) for value in measured.values())
+    assert all(math.isnan(value) for name, value in measured.items() if name != "gradient_diversity")
+
+
+# Eq. 5, by the whole Hessian
+
+
+def hessian_at(model, batch):
+    return known_landscapes.hessian(FlatParameters(model), F.cross_entropy(model(batch[0]), batch[1])).detach()
+
+
+def test_eq_5_matches_the_exact_hessian(us):
+    problem = Problem(us)
+    measured = problem.measure(hessian=True)
+    deviation = flat(problem.at_w_j) - flat(problem.at_w_a)
+    eq_5 = LR**2 * (hessian_at(problem.at_w_a, problem.train) @ deviation).square().sum()
+    first_order = LR**2 * (hessian_at(problem.at_w_a, problem.batch) @ deviation).square().sum()
+    assert measured["noise_2_hessian"] == pytest.approx(float(eq_5), rel=1e-10)
+    assert measured["noise_2_first_order"] == pytest.approx(float(first_order), rel=1e-10)
+    plain = problem.measure()
+    assert plain == {name: measured[name] for name in plain}
+
+
+@pytest.mark.parametrize("small", [1e-2, 1e-3])
+def test_noise_2_goes_to_its_first_order_as_the_weights_come_together(us, small):
+    problem = Problem(us)
+    w_j = FlatParameters(problem.at_w_j).gather()
+    problem.algorithm.w_a = w_j + small * (problem.algorithm.w_a - w_j)
+    measured = problem.measure(hessian=True)
+    assert measured["noise_2"] == pytest.approx(measured["noise_2_first_order"], rel=20 * small)
+
+
+# On samples
+
+
+def test_a_sample_that_is_everything_has_the_exact_value_inside_its_interval(us):
+    problem = Problem(us)
+    problem.shard = [digits(seed, 40, torch.float64) for seed in range(20)]
+    exact, estimated = problem.measure(hessian=True), problem.measure(sampled=True, hessian=True)
+    for name in ("effective_lr", "noise", "noise_ssgd", "full_loss", "full_gradient_norm", "noise_2_hessian"):
+        low, high = estimated[f"{name}_low"], estimated[f"{name}_high"]
+        assert low < estimated[name] < high
+        assert low < exact[name] < high
+    without_interval = ("noise_2", "noise_2_first_order", "weight_variance", "gradient_diversity")
+    assert all(estimated[name] == exact[name] for name in without_interval)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """|mean|^2 of ten groups of five, a quantity that is biased on a sample: by 3 / 50 at 3 dimensions."""
+    numbers = torch.Generator().manual_seed(0)
+    truth = torch.tensor([0.5, -0.3, 0.2], dtype=torch.float64)
+    held, values = 0, []
+    for _ in range(400):
+        mean = intervals.SampleMean(10, 3, torch.device("cpu"))
+        for group in torch.randn(10, 5, 3, generator=numbers, dtype=torch.float64) + truth:
+            mean.add(group.mean(0), 5)
+        whole = float(mean.gather(Alone()).square().sum())
+        without = [[float(rest.square().sum())] for rest in mean.without_each_group()]
+        [(value, low, high)] = intervals.jackknife([whole], without)
+        held += low <= float(truth @ truth) <= high
+        values.append(value)
+    assert 0.91 <= held / 400 <= 0.98
+    average, error = intervals.mean_and_error(values)
+    assert abs(average - float(truth @ truth)) < 3 * error < 0.06
+
+
+class Alone:
+    def sum(self, tensor):
+        return tensor.clone()
+
+
+def test_of_a_mean_the_jackknife_is_the_usual_interval():
+    values = [3.0, 5.0, 4.0, 8.0]
+    without = [[(sum(values) - value) / 3] for value in values]
+    [(middle, low, high)] = intervals.jackknife([5.0], without)
+    average, error = intervals.mean_and_error(values)
+    assert middle == pytest.approx(average)
+    assert (high - low) / 2 == pytest.approx(intervals.student_t(3) * error)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.706), (2, 4.303), (3, 3.182), (6, 2.447), (9, 2.262), (30, 2.042), (10**6, 1.960)]
+)
+def test_student_s_quantiles_match_the_table(freedom, quantile):
+    assert intervals.student_t(freedom) == pytest.approx(quantile, rel=0.02 if freedom == 3 else 1e-3)
+
+
+def test_without_groups_there_is_a_value_and_no_interval():
+    [(value, low, high)] = intervals.jackknife([2.0], [])
+    assert value == 2 and math.isnan(low) and math.isnan(high)
+
+
+# Gradient diversity
+
+
+def test_gradient_diversity_is_1_over_n_for_equal_and_1_for_orthogonal_gradients():
+    equal, orthogonal = torch.ones(4, 3), torch.eye(4)
+    for gradients, expected in ((equal, 0.25), (orthogonal, 1.0)):
+        squares = float(gradients.square().sum(1).mean())
+        assert diversity(squares, gradients.mean(0), 4) == pytest.approx(expected)
+    assert diversity(1.0, torch.zeros(3), 4) == math.inf
+    assert math.isnan(diversity(0.0, torch.zeros(3), 4))
 
 
 # noise(), the identities

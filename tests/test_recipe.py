@@ -220,6 +220,12 @@ def test_a_slow_learner_that_is_not_there_is_refused(folder):
     assert "slow_learner 3:2.5" in complaint(recipe.check_learners, 2)
 
 
+def test_a_sample_too_small_for_an_interval_is_refused(folder):
+    recipe = load(folder, BASE | {"diagnostics_samples": 20})
+    recipe.check_learners(5)
+    assert "diagnostics_samples 20 are too few" in complaint(recipe.check_learners, 20)
+
+
 # Files, overrides, and back
 
 

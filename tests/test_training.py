@@ -48,6 +48,10 @@ def test_run_folder_holds_what_is_promised(mpirun, tmp_path, n):
         "--log-every",
         5,
         "--diagnostics",
+        "--diagnostics-samples",
+        1000,
+        "--set",
+        "diagnostics_hessian=true",
         "--eval-every",
         10,
     ]
@@ -59,6 +63,9 @@ def test_run_folder_holds_what_is_promised(mpirun, tmp_path, n):
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train_loss" in line] == [5, 10, 15, 20]
     assert [line["step"] for line in lines if "effective_lr" in line] == [1, 11]
+    measured = [line for line in lines if "effective_lr" in line]
+    assert all(line[f"{name}_low"] < line[f"{name}_high"] for line in measured for name in ("full_loss", "noise"))
+    assert all("noise_2_hessian" in line for line in measured)
     assert [line["step"] for line in lines if "heldout_loss" in line] == [10, 20]
     assert list((tmp_path / "run").glob("events.*"))
 

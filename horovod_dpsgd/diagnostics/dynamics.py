@@ -7,48 +7,86 @@ With g the gradient of the whole training set at w_a, and g_a = n^-1 sum_j grad 
     Delta_S   the same with all gradients taken at w_a: the noise SSGD would have here
     Delta(2)  = alpha^2 |n^-1 sum_j [grad L_j(w_j) - grad L_j(w_a)]|^2      what differing weights add (eq. 5)
     sigma_w^2 = Tr C = n^-2 sum_j |w_j - w_a|^2                             weight variance
+
+and, of what eq. 5 makes of Delta(2), with H the Hessian of the whole training set at w_a, and H_j that of a batch:
+
+    Delta(2) ~ alpha^2 sum H_kl H_kl' C_ll' = alpha^2 n^-2 sum_j |H (w_j - w_a)|^2     the right side of eq. 5
+    Delta(2) ~ alpha^2 |n^-1 sum_j H_j (w_j - w_a)|^2              its first order in w_j - w_a, batch by batch
+
+The two differ: eq. 5 leaves out the products of two learners' deviations, which, as deviations add up to 0, cancel the
+squares wherever all batches have the same Hessian. Then Delta(2) is of higher order, and eq. 5 is not near it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from horovod_dpsgd.algorithms import Algorithm
+from horovod_dpsgd.diagnostics.derivatives import gradient, hessian_vector, twice_differentiable
+from horovod_dpsgd.diagnostics.intervals import Estimate, SampleMean, groups_of_a_learner, jackknife
+from horovod_dpsgd.learners import Learners
 
 Batch = tuple[Tensor, ...]
+Loss = Callable[[Batch], Tensor]
 
 
 def measure(
-    algorithm: Algorithm, loss: Callable[[Batch], Tensor], batch: Batch, train_shard: Iterator[Batch], lr: float
+    algorithm: Algorithm,
+    loss: Loss,
+    batch: Batch,
+    train_shard: Iterable[Batch],
+    lr: float,
+    sampled: bool = False,
+    hessian: bool = False,
 ) -> dict[str, float]:
     """All of the above at this step, between begin_step and end_step. Collective; neither weights nor p.grad change.
 
     loss: the model's mean loss on a batch; batch: this learner's of this step; train_shard: this learner's share of the
-    whole training set, in batches; lr: alpha. The sums over learners are exact: nothing here is sampled.
+    training set, in batches; lr: alpha. The sums over learners are exact.
+
+    sampled: the shares together are only a random sample of the training set. Then what depends on g is an estimate,
+    and NAME_low and NAME_high are its interval of 95 % confidence, over which samples are drawn (not over which batch
+    the step took). A share should have `groups_of_a_learner` batches, of one size.
+
+    hessian: also measure both forms of eq. 5, by n Hessian-vector products on every share; it is read n + 1 times.
     """
     us, parameters = algorithm.learners, algorithm.parameters
+    groups = groups_of_a_learner(us.size) if sampled else 1
 
     w_j = parameters.gather().double()
-    g_a = us.mean(_gradient(algorithm, loss(batch)).double())
+    g_j = gradient(parameters, loss(batch)).double()
+    g_a = us.mean(g_j)
     with algorithm.averaged():
         w_a = parameters.gather().double()
-        g_at_mean = us.mean(_gradient(algorithm, loss(batch)).double())
-        full_loss, g = _full_gradient(algorithm, loss, train_shard)
+        g_at_mean = us.mean(gradient(parameters, loss(batch)).double())
+        whole = _loss_and_gradient(algorithm, loss, train_shard, groups)
+
+        def of_the_whole(loss_and_g: Tensor) -> dict[str, float]:
+            full_loss, g = float(loss_and_g[-1]), loss_and_g[:-1]
+            alpha_e, delta = noise(g_a, g, lr)
+            return {
+                "effective_lr": alpha_e,
+                "noise": delta,
+                "noise_ssgd": noise(g_at_mean, g, lr)[1],
+                "full_loss": full_loss,
+                "full_gradient_norm": float(g.norm()),
+            }
+
+        measured = _estimated(whole, of_the_whole, us, sampled)
+        if hessian:
+            measured |= _expansion(algorithm, loss, batch, train_shard, w_j - w_a, lr, sampled)
     deviation = us.mean_of(float((w_j - w_a).square().sum()))
-    alpha_e, delta = noise(g_a, g, lr)
-    return {
-        "effective_lr": alpha_e,
-        "noise": delta,
-        "noise_ssgd": noise(g_at_mean, g, lr)[1],
+    squares = us.mean_of(float(g_j.square().sum()))
+    return measured | {
         "noise_2": lr**2 * float((g_a - g_at_mean).square().sum()),
         "weight_variance": deviation / us.size,
         "consensus_distance": deviation**0.5,
-        "full_loss": full_loss,
-        "full_gradient_norm": float(g.norm()),
+        "gradient_diversity": diversity(squares, g_a, us.size),
     }
 
 
@@ -63,23 +101,80 @@ def noise(g_a: Tensor, g: Tensor, lr: float) -> tuple[float, float]:
     return alpha_e, float((lr * g_a - alpha_e * g).square().sum())
 
 
-def _gradient(algorithm: Algorithm, value: Tensor) -> Tensor:
-    """The gradient of a scalar at the model's weights, flat [numel]; p.grad and its hooks are left alone."""
-    parameters = algorithm.parameters
-    return parameters.gather(list(torch.autograd.grad(value, parameters.parameters, materialize_grads=True)))
+def diversity(mean_square: float, g_a: Tensor, size: int) -> float:
+    """Gradient diversity sum_j |g_j|^2 / |sum_j g_j|^2 of n learners (Yin et al. 2018, Definition 1, with a learner's
+    batch for a sample), from the mean of |g_j|^2 and the mean g_a of g_j.
+
+    1 / n where all are equal, 1 where they are orthogonal, infinite where they cancel; NaN where all are zero.
+    """
+    square = size * float(g_a.square().sum())
+    if square == 0:
+        return math.nan if mean_square == 0 else math.inf
+    return mean_square / square
 
 
-def _full_gradient(
-    algorithm: Algorithm, loss: Callable[[Batch], Tensor], train_shard: Iterator[Batch]
-) -> tuple[float, Tensor]:
-    """The loss and the gradient over the whole training set at the weights the model has now."""
+def _estimated(
+    mean: SampleMean, quantities: Callable[[Tensor], dict[str, float]], us: Learners, sampled: bool
+) -> dict[str, float]:
+    """Functions of a mean; where it is one of a sample, freed of bias and with their intervals."""
+    found = quantities(mean.gather(us))
+    if not sampled:
+        return found
+    own = [list(quantities(rest).values()) for rest in mean.without_each_group()]
+    estimates = jackknife(list(found.values()), list(chain.from_iterable(us.gather(own))))
+    return _with_intervals(dict(zip(found, estimates, strict=True)))
+
+
+def _with_intervals(estimates: dict[str, Estimate]) -> dict[str, float]:
+    flat = {name: estimate.value for name, estimate in estimates.items()}
+    for name, estimate in estimates.items():
+        flat |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return flat
+
+
+def _loss_and_gradient(algorithm: Algorithm, loss: Loss, train_shard: Iterable[Batch], groups: int) -> SampleMean:
+    """Gradient and, last, the loss over the training set at the weights the model has now."""
     parameters = algorithm.parameters
-    total = torch.zeros(parameters.numel + 2, dtype=torch.float64, device=parameters.device)
+    mean = SampleMean(groups, parameters.numel + 1, parameters.device)
     for batch in train_shard:
-        samples = len(batch[0])
         value = loss(batch)
-        total[:-2] += samples * _gradient(algorithm, value)
-        total[-2] += samples * value.detach()
-        total[-1] += samples
-    total = algorithm.learners.sum(total)
-    return float(total[-2] / total[-1]), total[:-2] / total[-1]
+        g = gradient(parameters, value).double()
+        mean.add(torch.cat([g, value.detach().double().reshape(1)]), len(batch[0]))
+    return mean
+
+
+def _expansion(
+    algorithm: Algorithm,
+    loss: Loss,
+    batch: Batch,
+    train_shard: Iterable[Batch],
+    own_deviation: Tensor,
+    lr: float,
+    sampled: bool,
+) -> dict[str, float]:
+    """Eq. 5 for the model at w_a, and the first order of Delta(2)."""
+    us, parameters = algorithm.learners, algorithm.parameters
+
+    def product(with_batch: Batch, vector: Tensor) -> Tensor:
+        with twice_differentiable():
+            return hessian_vector(parameters, loss(with_batch), vector).double()
+
+    groups = groups_of_a_learner(us.size) if sampled else 1
+    first_order = us.mean(product(batch, own_deviation))
+    squares: list[float] = []  # |H dw_j|^2, by learner j
+    squares_without: list[list[float]] = []  # the same without each of this learner's groups of samples
+    for learner in range(us.size):
+        deviation = own_deviation.clone()
+        us.broadcast_(deviation, learner)
+        mean = SampleMean(groups, parameters.numel, parameters.device)
+        for each in train_shard:
+            mean.add(product(each, deviation), len(each[0]))
+        squares.append(float(mean.gather(us).square().sum()))
+        squares_without.append([float(rest.square().sum()) for rest in mean.without_each_group()])
+    factor = lr**2 / us.size**2
+    found = {"noise_2_first_order": lr**2 * float(first_order.square().sum())}
+    if not sampled:
+        return found | {"noise_2_hessian": factor * sum(squares)}
+    own = [[factor * sum(group)] for group in zip(*squares_without, strict=True)]
+    estimate = jackknife([factor * sum(squares)], list(chain.from_iterable(us.gather(own))))[0]
+    return found | _with_intervals({"noise_2_hessian": estimate})

@@ -99,6 +99,9 @@ def parser(description: str, default_recipe: str) -> Parser:
         "--diagnostics", action="store_true", default=None, help="measure the paper's noise and learning rate"
     )
     p.add_argument("--diagnostics-every", type=int, metavar="STEPS")
+    p.add_argument(
+        "--diagnostics-samples", type=int, metavar="N", help="measure on so many random samples, with intervals"
+    )
     return p
 
 
@@ -114,7 +117,7 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
         if recipe.task not in tasks:
             raise RecipeError(f"unknown task {recipe.task!r}: choose one of {', '.join(tasks)}")
     except UserError as error:  # found by every process; on each host one speaks, for hosts may differ
-        _give_up(error if learners_module.environment_local_rank() == 0 else None)
+        give_up(error if learners_module.environment_local_rank() == 0 else None)
 
     us = replace(learners_module.start(), stall_timeout=recipe.stall_timeout)
     learners_module.use_threads(us)
@@ -123,7 +126,7 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
         try:
             trainer = _prepare(given, recipe, tasks, us, requests)
         except UserError as error:  # the same on all learners
-            _give_up(error if us.rank == 0 else None)
+            give_up(error if us.rank == 0 else None)
         if trainer is None:
             return
         result = trainer.train()
@@ -148,7 +151,7 @@ def _prepare(
             f"{manifest.folder} is of {manifest.learners} learners, but there are {us.size}: "
             "--resume-average starts them from the mean"
         )
-    task = _make_task(recipe, tasks[recipe.task], us)
+    task = make_task(recipe, tasks[recipe.task], us)
     check_alike(us, recipe)  # and what has been imported for the task
     if manifest and _agree(us, partial(_is_over, folder, manifest.step >= recipe.total_steps(task.samples))):
         if us.rank == 0:
@@ -245,7 +248,7 @@ def _appears(path: Path) -> bool:
     return True
 
 
-def _make_task(recipe: Recipe, make: TaskFactory, us: Learners) -> Task:
+def make_task(recipe: Recipe, make: TaskFactory, us: Learners) -> Task:
     """The task, with the same data on all learners: one of each node may fetch it, then the others find it there."""
     task = None
     patient = replace(us, stall_timeout=0)  # fetching and decoding take as long as they take
@@ -301,7 +304,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _give_up(error: UserError | None) -> NoReturn:
+def give_up(error: UserError | None) -> NoReturn:
+    """End this process with status 2, after the one line that says why, if it is this one that is to say it."""
     if error is not None:
         _say(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}")
     sys.exit(2)

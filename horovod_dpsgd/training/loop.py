@@ -9,7 +9,7 @@ import math
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from horovod_dpsgd import algorithms, topology
-from horovod_dpsgd.diagnostics import dynamics
+from horovod_dpsgd.diagnostics import dynamics, intervals
 from horovod_dpsgd.gossip.counter import SharedCounter
-from horovod_dpsgd.learners import Learners, seed_everything, seed_for
+from horovod_dpsgd.learners import Learners, generator, seed_everything, seed_for
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.divergence import DivergenceWatch
 from horovod_dpsgd.training.evaluation import Heldout, consensus_distance, evaluate_averaged, evaluate_own
@@ -283,16 +283,30 @@ class Trainer:
     def _log_dynamics(self, step: int, batch: Batch, lr: float) -> float:
         """Measure and log the dynamics of the step that is under way; return the seconds it took."""
         start = time.perf_counter()
-        us = self.learners
+        recipe = self.recipe
         with _undisturbed(self.model):
-            train_shard = self._train_shard(us.rank, us.size)
-            measured = dynamics.measure(self.algorithm, self._loss, batch, train_shard, lr)
+            samples, hessian = recipe.diagnostics_samples, recipe.diagnostics_hessian
+            shard = self._train_shard() if samples is None else self._train_sample(step, samples)
+            if hessian:
+                shard = list(shard)  # for it is read again and again
+            measured = dynamics.measure(self.algorithm, self._loss, batch, shard, lr, samples is not None, hessian)
         self.log.metrics(step + 1, measured)
         return time.perf_counter() - start
 
-    def _train_shard(self, shard: int, shards: int) -> Iterator[Batch]:
-        for batch in self.task.shard_batches("train", shard, shards):
+    def _train_shard(self) -> Iterable[Batch]:
+        """This learner's share of the whole training set."""
+        us = self.learners
+        for batch in self.task.shard_batches("train", us.rank, us.size):
             yield to_device(batch, self.recipe.device)
+
+    def _train_sample(self, step: int, samples: int) -> Iterable[Batch]:
+        """This learner's share of some random samples, as it trains on them (augmented), in batches no larger."""
+        us, recipe = self.learners, self.recipe
+        order = torch.randperm(self.task.samples, generator=generator("diagnostics", recipe.seed, step))
+        share = order[:samples][us.rank :: us.size]
+        batches = max(intervals.groups_of_a_learner(us.size), -(-len(share) * us.size // recipe.batch_size))
+        for batch in self.task.train_batches(iter(share.tensor_split(batches))):
+            yield to_device(batch, recipe.device)
 
     def _save_checkpoint(self) -> None:
         self._log_interval()  # what is resumed from here has nothing left to log

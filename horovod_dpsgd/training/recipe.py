@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from horovod_dpsgd import schedules
 from horovod_dpsgd.algorithms import ALGORITHMS
+from horovod_dpsgd.diagnostics import intervals
 from horovod_dpsgd.errors import RecipeError
 from horovod_dpsgd.lamb import LAMB, without_adaptation
 from horovod_dpsgd.topology import TOPOLOGIES
@@ -23,7 +24,8 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "lamb")
 LENGTHS = {"epochs", "max_steps"}
 RATES = {"lr", "lr_scale"}
 WATCHING = {
-    "log_every", "eval_every", "checkpoint_every", "checkpoint_minutes", "keep", "diagnostics", "diagnostics_every"
+    "log_every", "eval_every", "checkpoint_every", "checkpoint_minutes", "keep", "diagnostics", "diagnostics_every",
+    "diagnostics_samples", "diagnostics_hessian",
 }  # fmt: skip
 FREE = LENGTHS | WATCHING | {"data_dir", "stall_timeout", "slow_learner"}  # may change when a run is resumed
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # what PyYAML raises, an impossible date among it
@@ -92,6 +94,8 @@ class Recipe(BaseModel):
     keep: int = Field(3, ge=0)  # so many checkpoints, the newest; 0: all
     diagnostics: bool = False
     diagnostics_every: int = Field(10, gt=0)
+    diagnostics_samples: int | None = Field(None, gt=0)  # of the training set, drawn anew each time; None: all
+    diagnostics_hessian: bool = False  # also eq. 5: as many Hessian-vector products over them as there are learners
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -134,6 +138,11 @@ class Recipe(BaseModel):
         """Raise RecipeError if the recipe cannot be run by `size` learners."""
         if self.batch_size % size:
             raise RecipeError(f"batch_size {self.batch_size} (global) is not divisible by {size} learners")
+        if self.diagnostics_samples is not None and self.diagnostics_samples < 2 * max(intervals.GROUPS, size):
+            raise RecipeError(
+                f"diagnostics_samples {self.diagnostics_samples} are too few for an interval: "
+                f"{2 * max(intervals.GROUPS, size)} is the least for {size} learners"
+            )
         if self.slow_learner and self.slow_rank_and_factor[0] >= size:
             raise RecipeError(f"slow_learner {self.slow_learner}: the ranks are 0 to {size - 1}")
 

@@ -1,0 +1,1 @@
+"""What `benchmarks/landscape.py` measures of training runs that have been made."""
