@@ -88,7 +88,10 @@ def _cluster(measured: list[Lines], given: argparse.Namespace) -> tuple[Fitted, 
     found = replace(fitted.cluster, cores=given.cores or fitted.cluster.cores)
     if given.spare_core:
         found = replace(found, driving=0.0, background=1.0, overlap=1.0)
-        fitted.assumed.append("a core to spare: driving messages and Horovod's thread cost no computation")
+        spared = ("Horovod's thread", "driving messages")
+        sources = {what: where for what, where in fitted.sources.items() if what not in spared}
+        assumed = [*fitted.assumed, "a core to spare: driving messages and Horovod's thread cost no computation"]
+        fitted = Fitted(found, sources, assumed)
     if rate is None:
         return replace(fitted, cluster=found), f"the link of {fitted.sources['a link']}"
     cost = Cost(given.latency, 8 / rate)

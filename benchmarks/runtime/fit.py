@@ -22,7 +22,7 @@ from horovod_dpsgd.errors import UserError
 Row = dict[str, Any]
 FLOOR, GOSSIP, HOROVOD = "floor: torch.lerp in private memory", "gossip exchange", "Horovod all-reduce"
 MPI_ALL_REDUCE = "MPI Iallreduce, then divide"
-ROUNDS = 25  # of fitting, each a step towards the best
+ROUNDS = 12  # of fitting, each a step towards the best
 EXPONENTS = np.arange(0.5, 3.01, 0.125)  # of crowding, to choose from
 BETWEEN = "exchange-two-hosts"  # what the names of measurements between nodes begin with
 IN_ALL_REDUCE = 2.0  # messages, of two learners

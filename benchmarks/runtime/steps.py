@@ -43,13 +43,12 @@ class Cluster:
     """per_node, cores: learners of a node, and the cores (or GPUs) they compute on.
 
     mixing: an exchange inside a node, averaging included (`hierarchical` is taken to cost as much: a learner averages
-    its part of the weights for all of the node, and copies the whole); node_all_reduce: an all-reduce among a node's
-    learners, in the messages and bytes of `node_shape`; link: of a node to the others, both ways at once, as this
-    library's exchange uses it; link_all_reduce: the same as an all-reduce does; agreement: seconds of an all-reduce before it begins, in
-    which Horovod's threads find that all learners have the gradient.
-    driving: seconds of computation lost for each byte that a learner moves between nodes; background: how many times as
-    long computation takes beside Horovod's thread; overlap: the share of an all-reduce that runs beside the backward
-    pass without slowing it.
+    its part of the weights for all of the node, and copies the whole). node_all_reduce: an all-reduce among a node's
+    learners, in the messages and bytes of `node_shape`. link: of a node to the others, both ways at once, as this
+    library's exchange uses it; link_all_reduce: the same as an all-reduce does. agreement: seconds of an all-reduce
+    before it begins, in which Horovod's threads find that all learners have the gradient. driving: seconds of
+    computation lost for each byte that a learner moves between nodes. background: how many times as long computation
+    takes beside Horovod's thread. overlap: the share of an all-reduce that the backward pass can hide.
     """
 
     per_node: int

@@ -66,12 +66,13 @@ def compare(measured: Sequence[Lines]) -> list[Compared]:
     exchanges = [each for each in measured if each.about.get("bench") == "exchange"]
     inside = [each for each in exchanges if not each.between_nodes]
     found = [*_on_one_node(inside), *_between_two([each for each in exchanges if each.between_nodes])]
+    clusters = Clusters(measured)
     for each in measured:
         bench = each.about.get("bench")
         if bench == "step_overhead":
-            found += _steps(each, _cluster_for(each, measured))
+            found += _steps(each, clusters.of(each))
         elif bench == "slow_learner":
-            found += _slow(each, _cluster_for(each, measured))
+            found += _slow(each, clusters.of(each))
         elif bench == "progress":
             found += _messages(each)
     return found
@@ -126,16 +127,22 @@ def _exchange(each: Lines, row: Row, group: str, fitted: float, held_out: float 
     return Compared(each.name, group, what, row["learners"], row["bytes"], row["seconds"], fitted, held_out, basis)
 
 
-def _cluster_for(each: Lines, measured: Sequence[Lines]) -> Cluster | None:
-    """The cluster that the learners of a measurement ran on; None if its link was not measured."""
-    learners = each.about["learners"]
-    link = None
-    if each.between_nodes:
-        link = each.name.removeprefix("step-two-hosts").strip("-")
-        names = [other.name for other in measured]
-        if f"{fit.BETWEEN}-{link}".strip("-") not in names:
+class Clusters:
+    """The clusters that learners of several measurements ran on, fitted once for each link."""
+
+    def __init__(self, measured: Sequence[Lines]) -> None:
+        self.measured = measured
+        self.names = {each.name for each in measured}
+        self.by_link: dict[str | None, Cluster] = {}
+
+    def of(self, each: Lines) -> Cluster | None:
+        """None if its link was not measured."""
+        link = each.name.removeprefix("step-two-hosts").strip("-") if each.between_nodes else None
+        if link is not None and f"{fit.BETWEEN}-{link}".strip("-") not in self.names:
             return None
-    return fit.cluster(measured, 1 if each.between_nodes else learners, link, need_link=each.between_nodes).cluster
+        if link not in self.by_link:
+            self.by_link[link] = fit.cluster(self.measured, 1, link, need_link=link is not None).cluster
+        return replace(self.by_link[link], per_node=1 if each.between_nodes else each.about["learners"])
 
 
 def _steps(each: Lines, cluster: Cluster | None) -> Iterator[Compared]:

@@ -21,6 +21,8 @@ import numpy as np
 
 from horovod_dpsgd.topology import Complete, Exponential, Hierarchical, Matching, RandomRing, Ring
 
+LEAST_STEPS, LEARNERS_STEPS = 600, 20_000  # to simulate: of all, and of all learners together
+
 
 def harmonic(n: int) -> float:
     """1 + 1/2 + ... + 1/n."""
@@ -174,9 +176,13 @@ def exponential_jitter(n: int, sigma: float, rng: np.random.Generator) -> Iterat
 
 
 def mean_step(
-    topology: str, n: int, sigma: float, times: Times, per_node: int = 1, steps: int = 600, seed: int = 0
+    topology: str, n: int, sigma: float, times: Times, per_node: int = 1, steps: int | None = None, seed: int = 0
 ) -> float:
-    """DPSGD's mean seconds a step with jitter sigma, over the second half of `steps` simulated ones."""
+    """DPSGD's mean seconds a step with jitter sigma, over the second half of `steps` simulated ones.
+
+    steps: more of them by default where there are few learners to take the mean of.
+    """
+    steps = steps or max(LEAST_STEPS, LEARNERS_STEPS // n)
     rng = np.random.default_rng((seed, n))
     waits = WAITS[topology](n, per_node, rng)
     first = np.zeros(n)
