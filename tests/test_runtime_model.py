@@ -96,6 +96,13 @@ def test_pairs_cost_the_same_however_many_learners_and_rings_of_messages_do_not(
     assert ring[2] > ring[0] + 4000 * 1e-5 - 0.1
 
 
+def test_a_network_slower_than_the_steps_has_averages_skipped():
+    way = Way("adpsgd", "matching")
+    assert steps.averages_done(IDEAL, way, 2.0, 100 * MB, 64) == 1
+    assert steps.averages_done(IDEAL, way, 0.25, 100 * MB, 64) == pytest.approx(0.25, rel=1e-3)
+    assert steps.averages_done(IDEAL, Way("dpsgd", "matching"), 0.25, 100 * MB, 64) == 1
+
+
 def test_learners_that_share_a_core_take_turns():
     shared = Shared(Cost(1e-4, 1e-9), exponent=1.5)
     assert shared.crowded(2, 2) == Cost(1e-4, 1e-9)
@@ -264,7 +271,7 @@ def test_a_prediction_is_a_table_a_csv_and_a_plot(tmp_path, monkeypatch, capsys)
     assert "assumed: a link of 25gbit" in capsys.readouterr().out
     rows = (tmp_path / "prediction.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 2 * len(steps.WAYS)
-    assert rows[0] == "algorithm,learners,nodes,jitter,step_seconds,efficiency"
+    assert rows[0] == "algorithm,learners,nodes,jitter,step_seconds,efficiency,averages"
     for file in ("prediction.png", "prediction.svg"):
         assert (tmp_path / file).stat().st_size > 10_000
 

@@ -267,7 +267,7 @@ LIMITS = (
     "The model knows no congestion between nodes: every node's link is its own, and the network behind it is as fast "
     "as all links together. Between two nodes it was checked with two learners, and inside one with up to 16 "
     "(validation.md); beyond that it is arithmetic. Efficiency is of samples a second; how many samples a target "
-    "needs is another matter."
+    "needs is another matter, the more so for AD-PSGD where its network has no time for all averages."
 )
 HOW_COMPARED = (
     "An error of +10% means that 10% too much was predicted. `fitted`: numbers come from the files compared with, so "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 from benchmarks.runtime import mixing
 from benchmarks.runtime.predict import Prediction
@@ -26,6 +27,16 @@ LOOKS: list[dict[str, Any]] = [
     {"color": "#0072B2", "linestyle": "-", "marker": "^"},
     {"color": "#E69F00", "linestyle": "-.", "marker": "x"},
 ]
+KINDS = {  # a word in the name of a group, the first that is found, and how the figure calls it
+    "lerp": "memory alone",
+    "gossip": "gossip exchange",
+    "exposed": "exposed communication of a step",
+    "step": "step",
+    "Iallreduce": "all-reduces",
+    "Horovod": "all-reduces",
+    "MPI": "other exchanges of two",
+    "slow": "one slow learner",
+}
 STYLES = {way.name: look for way, look in zip(WAYS, LOOKS, strict=True)}
 
 
@@ -37,7 +48,8 @@ def scaling(predictions: Sequence[Prediction], title: str) -> Figure:
         for name, look in STYLES.items():
             mine = [each for each in predictions if each.algorithm == name and each.jitter == jitter]
             n = [each.learners for each in mine]
-            row[0].plot(n, [each.step_seconds for each in mine], label=name, markersize=4, **look)
+            label = name + (" (skips averages)" if any(each.averages < 1 for each in mine) else "")
+            row[0].plot(n, [each.step_seconds for each in mine], label=label, markersize=4, **look)
             row[1].plot(n, [100 * each.efficiency for each in mine], markersize=4, **look)
         delays = f", random delays of {100 * jitter:g}%" if jitter else ""
         row[0].set(ylabel="seconds a step", yscale="log", title=f"step{delays}")
@@ -54,24 +66,29 @@ def agreement(compared: Sequence[Compared]) -> Figure:
     figure, axes = _panels(2, 1, "the model against every measurement of benchmarks/comm")
     times = [each for each in compared if not each.is_rate]
     held_out = [each for each in times if each.held_out is not None]
-    groups = list(dict.fromkeys(each.group for each in times))
+    kinds = list(dict.fromkeys(_kind(each.group) for each in times))
     for panel, chosen, value, words in (
         (axes[0][0], times, "fitted", "fitted on these files"),
         (axes[0][1], held_out, "held_out", "predicted from other files"),
     ):
-        for index, group in enumerate(groups):
-            points = [(each.measured, getattr(each, value)) for each in chosen if each.group == group]
+        for index, kind in enumerate(kinds):
+            points = [(each.measured, getattr(each, value)) for each in chosen if _kind(each.group) == kind]
             if points:
-                color, marker = f"C{index % 10}", "osv^Dxp*+<>"[index // 2 % 11]
-                panel.plot(*zip(*points, strict=True), marker, color=color, markersize=4, linestyle="", label=group)
+                look = {"color": f"C{index}", "marker": "osv^Dxp*"[index % 8], "markersize": 4, "linestyle": ""}
+                panel.plot(*zip(*points, strict=True), label=kind, **look)
         ends = [min(each.measured for each in times), max(each.measured for each in times)]
         panel.plot(ends, ends, color="gray", linewidth=0.8)
         panel.fill_between(ends, np.array(ends) / 2, np.array(ends) * 2, color="gray", alpha=0.15)
         panel.set(xscale="log", yscale="log", xlabel="measured, s", ylabel="predicted, s", title=words)
         panel.grid(alpha=0.3)
     lines, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower center", ncols=2, fontsize="x-small")
+    figure.legend(lines, names, loc="outside lower center", ncols=4, fontsize="small")
     return figure
+
+
+def _kind(group: str) -> str:
+    """Groups of measurements that share a colour."""
+    return next((kind for word, kind in KINDS.items() if word in group), group)
 
 
 def mixing_at_scale(names: Sequence[str], learners: Sequence[int], per_node: int) -> Figure:
@@ -103,7 +120,7 @@ def _panels(columns: int, rows: int, title: str) -> tuple[Figure, np.ndarray]:
 def _learners(axes: Axes, ticks: Sequence[int]) -> None:
     axes.set(xscale="log", xlabel="learners")
     axes.set_xticks(ticks, [str(n) for n in ticks], rotation=45, fontsize="small")
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
 
 

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from benchmarks.comm.output import duration, size_name
 from benchmarks.runtime.costs import Cost
 from benchmarks.runtime.fit import Fitted
-from benchmarks.runtime.steps import WAYS, Cluster, Way, step_seconds
+from benchmarks.runtime.steps import WAYS, Cluster, Way, averages_done, step_seconds
 from horovod_dpsgd.report import table
+
+FRACTIONS = ("step_seconds", "efficiency", "averages")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Prediction:
     jitter: float
     step_seconds: float
     efficiency: float  # samples a second of all, over n times those of one that neither talks nor waits
+    averages: float  # the share of its averages that an algorithm does: AD-PSGD skips those its network has no time for
 
 
 def predict(cluster: Cluster, question: Question, ways: Sequence[Way] = WAYS) -> list[Prediction]:
@@ -42,7 +45,8 @@ def predict(cluster: Cluster, question: Question, ways: Sequence[Way] = WAYS) ->
         for n in question.learners:
             seconds = step_seconds(cluster, way, question.compute, question.nbytes, n, question.jitter)
             nodes = -(-n // cluster.per_node)
-            found.append(Prediction(way.name, n, nodes, question.jitter, seconds, question.compute / seconds))
+            averages = averages_done(cluster, way, seconds, question.nbytes, n)
+            found.append(Prediction(way.name, n, nodes, question.jitter, seconds, question.compute / seconds, averages))
     return found
 
 
@@ -53,9 +57,13 @@ def markdown(predictions: Sequence[Prediction]) -> str:
     rows = []
     for n in dict.fromkeys(each.learners for each in predictions):
         cells = [by[name, n] for name in names]
-        shown = [f"{duration(each.step_seconds)} ({100 * each.efficiency:.0f}%)" for each in cells]
-        rows.append([str(n), str(cells[0].nodes), *shown])
+        rows.append([str(n), str(cells[0].nodes), *map(_step, cells)])
     return table.markdown(["learners", "nodes", *names], rows)
+
+
+def _step(each: Prediction) -> str:
+    skipped = f", {100 * each.averages:.0f}% of averages" if each.averages < 1 else ""
+    return f"{duration(each.step_seconds)} ({100 * each.efficiency:.0f}%{skipped})"
 
 
 def as_csv(predictions: Sequence[Prediction]) -> str:
@@ -65,7 +73,7 @@ def as_csv(predictions: Sequence[Prediction]) -> str:
     writer.writeheader()
     for each in predictions:
         row = asdict(each)
-        writer.writerow(row | {key: f"{row[key]:.6g}" for key in ("step_seconds", "efficiency")})
+        writer.writerow(row | {key: f"{row[key]:.6g}" for key in FRACTIONS})
     return text.getvalue()
 
 

@@ -148,9 +148,11 @@ def exposed_all_reduce(cluster: Cluster, computing: float, seconds: float) -> fl
     return max((1 - cluster.overlap) * seconds, seconds - BACKWARD * computing)
 
 
-def efficiency(cluster: Cluster, way: Way, compute: float, nbytes: float, n: int, jitter: float = 0.0) -> float:
-    """Samples a second of n learners over n times those of one that neither talks nor waits."""
-    return compute / step_seconds(cluster, way, compute, nbytes, n, jitter)
+def averages_done(cluster: Cluster, way: Way, seconds: float, nbytes: float, n: int) -> float:
+    """Of the averages that steps of so many seconds ask for, the share that AD-PSGD does: where the network is slower
+    than the steps, it skips the others. 1 for algorithms that wait."""
+    transfers = cluster.transfers(way.by, nbytes, n) if way.algo == "adpsgd" and n > 1 else [0.0]
+    return sum(min(1.0, seconds / each) if each else 1.0 for each in transfers) / len(transfers)
 
 
 def with_link(cluster: Cluster, link: Cost) -> Cluster:
