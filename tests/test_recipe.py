@@ -90,6 +90,7 @@ def complaint(call, *arguments, **keywords):
         ("slow_learner", "3"),
         ("slow_learner", "3:fast"),
         ("slow_learner", "3:0.5"),
+        ("jitter", -0.1),
         ("stall_timeout", -1),
         ("log_every", 0),
         ("eval_every", -1),

@@ -74,6 +74,7 @@ def parser(description: str, default_recipe: str) -> Parser:
     p.add_argument("--device", choices=["cpu", "cuda"])
     p.add_argument("--amp", action="store_true", default=None, help="bfloat16 autocast")
     p.add_argument("--slow-learner", metavar="RANK:FACTOR", help="slow one learner's computation down")
+    p.add_argument("--jitter", type=float, metavar="SIGMA", help="random delays: their mean, in times of computation")
     p.add_argument("--stall-timeout", type=float, metavar="SECONDS", help="end the job if a learner waits so long")
     # Output
     p.add_argument("--output", type=Path, metavar="DIR", help="default: runs/TASK-ALGO-TIME")

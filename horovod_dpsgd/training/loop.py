@@ -23,6 +23,7 @@ from horovod_dpsgd.diagnostics import dynamics, intervals
 from horovod_dpsgd.gossip.counter import SharedCounter
 from horovod_dpsgd.learners import Learners, generator, seed_everything, seed_for
 from horovod_dpsgd.training import checkpoint
+from horovod_dpsgd.training.delays import delay
 from horovod_dpsgd.training.divergence import DivergenceWatch
 from horovod_dpsgd.training.evaluation import Heldout, consensus_distance, evaluate_averaged, evaluate_own
 from horovod_dpsgd.training.recipe import Recipe
@@ -238,9 +239,11 @@ class Trainer:
             return self.task.loss(self._network, batch)
 
     def _be_slow(self, computed: float) -> None:
-        rank, factor = self.recipe.slow_rank_and_factor
-        if rank == self.learners.rank and factor > 1:
-            time.sleep((factor - 1) * computed)
+        recipe, us = self.recipe, self.learners
+        rank, factor = recipe.slow_rank_and_factor
+        late = delay(factor if rank == us.rank else 1.0, recipe.jitter, recipe.seed, us.rank, self.algorithm.step)
+        if late > 0:
+            time.sleep(late * computed)
 
     def _log_interval(self) -> None:
         """Log every step's mean loss since the last time."""

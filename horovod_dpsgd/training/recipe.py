@@ -27,7 +27,7 @@ WATCHING = {
     "log_every", "eval_every", "checkpoint_every", "checkpoint_minutes", "keep", "diagnostics", "diagnostics_every",
     "diagnostics_samples", "diagnostics_hessian",
 }  # fmt: skip
-FREE = LENGTHS | WATCHING | {"data_dir", "stall_timeout", "slow_learner"}  # may change when a run is resumed
+FREE = LENGTHS | WATCHING | {"data_dir", "stall_timeout", "slow_learner", "jitter"}  # may change when a run is resumed
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # what PyYAML raises, an impossible date among it
 
 
@@ -84,6 +84,7 @@ class Recipe(BaseModel):
     amp: bool = False  # bfloat16 autocast
     compile: bool = False  # the network, by torch.compile
     slow_learner: str | None = Field(None, pattern=r"^\d+:[1-9]\d*(\.\d+)?$")  # RANK:FACTOR
+    jitter: float = Field(0.0, ge=0)  # every step's random delay: its mean, in times that the step computes
     stall_timeout: float = Field(300.0, ge=0)  # seconds; 0: wait for ever
 
     # What is written, in steps; 0: never (evaluation always comes at the end)
