@@ -60,6 +60,7 @@ class Recipe(BaseModel):
 
     # For how long, and at which rate
     batch_size: int = Field(gt=0)  # global: of all learners together
+    accumulate: int = Field(1, gt=0)  # parts in which a learner computes its share, one after the other
     epochs: float | None = Field(None, gt=0, le=1e6)
     max_steps: int | None = Field(None, gt=0)
     warmup: int = Field(0, ge=0)  # steps
@@ -124,6 +125,10 @@ class Recipe(BaseModel):
         """Raise RecipeError if the recipe cannot be run by `size` learners."""
         if self.batch_size % size:
             raise RecipeError(f"batch_size {self.batch_size} (global) is not divisible by {size} learners")
+        if self.batch_size // size % self.accumulate:
+            raise RecipeError(
+                f"accumulate {self.accumulate}: the {self.batch_size // size} samples of a learner cannot be cut so"
+            )
         if self.slow_learner and self.slow_rank_and_factor[0] >= size:
             raise RecipeError(f"slow_learner {self.slow_learner}: the ranks are 0 to {size - 1}")
 

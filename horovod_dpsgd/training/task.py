@@ -70,6 +70,11 @@ def to_device(batch: Batch, device: str) -> Batch:
     return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
 
 
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in so many equal parts; its tensors have the samples in their first dimension."""
+    return list(zip(*(tensor.chunk(parts) for tensor in batch), strict=True))
+
+
 class Part(NamedTuple):
     """One learner's share of one global batch."""
 
