@@ -69,6 +69,7 @@ class Trainer:
             recipe.seed,
             recipe.clip_norm,
             recipe.accumulate,
+            recipe.mix_moments,
         )
         optimizer = recipe.make_optimizer(self.model)
         self.algorithm = algorithms.find(recipe.algo)(optimizer, self.model, learners, settings)

@@ -48,6 +48,7 @@ class Recipe(BaseModel):
     topology: str = "matching"
     compression: Literal["none", "bfloat16"] = "none"  # of the weights that are exchanged
     noise_std: float = Field(0.0, ge=0)  # SSGD*: standard deviation of the weight noise
+    mix_moments: bool = False  # DPSGD: mix momentum, or Adam's moments, as the weights
 
     # By which optimizer
     optimizer: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
@@ -100,6 +101,10 @@ class Recipe(BaseModel):
             raise ValueError("diagnostics need all learners at one step, where adpsgd's never are")
         if self.compression != "none" and (self.algo != "dpsgd" or self.topology in ("complete", "hierarchical")):
             raise ValueError("compression is for algo dpsgd, and topologies other than complete and hierarchical")
+        if self.mix_moments and (self.algo != "dpsgd" or self.compression != "none"):
+            raise ValueError("mix_moments is for algo dpsgd, without compression")
+        if self.mix_moments and self.optimizer == "sgd" and not self.momentum:
+            raise ValueError("mix_moments: sgd without momentum has none")
         if (self.decay in ("steps", "exponential")) != bool(self.decay_epochs):
             raise ValueError("decay_epochs must be given for decay steps and exponential, and for no other")
         if self.decay == "exponential" and len(self.decay_epochs) > 1:
