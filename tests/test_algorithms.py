@@ -25,10 +25,10 @@ def test_dpsgd_matches_equation_2(mpirun, nodes):
     assert done.stdout.count("equal") == 18
 
 
-@pytest.mark.parametrize("nodes", ["0", "000", "01101"])
+@pytest.mark.parametrize("nodes", ["0", "000", "011"])
 def test_dpsgd_mixes_moments_as_the_weights(mpirun, nodes):
     done = mpirun(len(nodes), PROGRAMS / "moments_match_reference.py", "--nodes", nodes)
-    assert done.stdout.count("equal") == 12
+    assert done.stdout.count("equal") == 8
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
