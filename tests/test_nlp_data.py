@@ -114,7 +114,7 @@ def test_parquet_files_give_the_same_lines(tmp_path):
     rows = [f" {line} \n" if line else "" for line in lines("train")]
     for number, some in enumerate((rows[:100], rows[100:])):
         parquet.write_table(pyarrow.table({"text": some}), tmp_path / f"train-0000{number}-of-2.parquet")
-    parquet.write_table(pyarrow.table({"text": ["\n".join(lines("valid"))]}), tmp_path / "validation.parquet")
+    parquet.write_table(pyarrow.table({"text": ["\n".join(lines("valid")) + "\n"]}), tmp_path / "validation.parquet")
     found = corpora.find("text", tmp_path, "valid", may_fetch=False)
     assert isinstance(found.train, ParquetText) and len(found.train.paths) == 2
     assert list(found.train.lines()) == lines("train")
@@ -461,6 +461,7 @@ def test_guessing_by_frequencies_has_the_unigram_loss(guessing):
     assert made.chance_loss == unigram.entropy(counts) < unigram.cross_entropy(counts, counts)
 
 
+@torch.no_grad()
 def test_loss_is_the_cross_entropy_of_the_next_token(guessing):
     made, _ = guessing
     model = made.make_model()
