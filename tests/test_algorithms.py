@@ -25,6 +25,12 @@ def test_dpsgd_matches_equation_2(mpirun, nodes):
     assert done.stdout.count("equal") == 18
 
 
+@pytest.mark.parametrize("nodes", ["0", "000", "011"])
+def test_dpsgd_mixes_moments_as_the_weights(mpirun, nodes):
+    done = mpirun(len(nodes), PROGRAMS / "moments_match_reference.py", "--nodes", nodes)
+    assert done.stdout.count("equal") == 8
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_ssgd_matches_single_process_and_complete_dpsgd(mpirun, n):
     assert "equal" in mpirun(n, PROGRAMS / "ssgd_matches_single_process.py").stdout

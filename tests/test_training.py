@@ -137,6 +137,10 @@ def test_clipping_autocast_and_a_slow_learner_run_in_the_loop(mpirun, tmp_path):
         assert result(tmp_path / algo)["steps"] == 4
 
 
+def test_a_batch_in_parts_makes_the_same_run(mpirun, tmp_path):
+    assert mpirun(2, PROGRAMS / "accumulation_matches.py", tmp_path).stdout.count("equal") == 3
+
+
 def test_all_learners_together_see_the_same_data_whatever_their_number(mpirun, tmp_path):
     """SSGD with 1 and with 4 learners is the same run, to rounding."""
     for n in (1, 4):

@@ -32,7 +32,8 @@ class Settings:
 
     topology: who mixes with whom; compressed: exchange weights rounded to bfloat16; noise_std: standard deviation of
     SSGD*'s weight noise; seed: of all that is random;
-    clip_norm: the largest 2-norm of the gradient that an update is made from (None: any).
+    clip_norm: the largest 2-norm of the gradient that an update is made from (None: any); accumulate: backward passes a
+    step; mix_moments: whether DPSGD mixes the optimizer's moments as it does the weights.
     """
 
     topology: Topology | None = None
@@ -40,6 +41,8 @@ class Settings:
     noise_std: float = 0.0
     seed: int = 0
     clip_norm: float | None = None
+    accumulate: int = 1
+    mix_moments: bool = False
 
 
 class Algorithm(ABC):

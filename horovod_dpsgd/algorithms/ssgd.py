@@ -38,7 +38,10 @@ class SSGD(Algorithm):
         super().__init__(optimizer, model, learners, settings)
         # More than an Optimizer. Frozen parameters are named too, since `optimizer` may hold them.
         self.optimizer: Any = hvd.DistributedOptimizer(
-            optimizer, named_parameters=model.named_parameters(), groups=buckets(self.parameters.parameters)
+            optimizer,
+            named_parameters=model.named_parameters(),
+            groups=buckets(self.parameters.parameters),
+            backward_passes_per_step=settings.accumulate,  # it then sums over them, and reduces during the last
         )
 
     def begin_step(self) -> None:

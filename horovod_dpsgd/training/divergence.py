@@ -1,14 +1,14 @@
 """Divergence is a result: it ends a run early, and is written down.
 
-A run has diverged if a loss is not finite, or if the loss is back at chance, ln K, for good. One that has not left
-chance yet may only be slow: it goes on, and has diverged if it is still there at the end.
+A run has diverged if a loss is not finite, or if the loss is back at chance (ln K, unless the task knows better) for
+good. One that has not left chance yet may only be slow: it goes on, and has diverged if it is still there at the end.
 """
 
 from __future__ import annotations
 
 import math
 
-AT_CHANCE = 0.98  # of ln K and above counts as knowing nothing
+AT_CHANCE = 0.98  # of the loss at chance and above counts as knowing nothing
 PATIENCE = 0.2  # of the run's steps spent at chance, after warm-up, count as "for good",
 SHORTEST_PATIENCE = 100  # but never less than so many
 

@@ -29,7 +29,7 @@ from horovod_dpsgd.training.evaluation import Heldout, consensus_distance, evalu
 from horovod_dpsgd.training.recipe import Recipe
 from horovod_dpsgd.training.requests import Asked, Pace, Requests, Rounds
 from horovod_dpsgd.training.run_log import RunLog, SilentRunLog, git_revision, versions
-from horovod_dpsgd.training.task import Batch, Part, Sampler, Task, to_device
+from horovod_dpsgd.training.task import Batch, Part, Sampler, Task, split, to_device
 
 STEPS_OF_TRAFFIC = 64
 MEETING_SECONDS = 30.0  # the longest that learners who do not keep step go without hearing of each other
@@ -69,6 +69,8 @@ class Trainer:
             recipe.noise_std,
             recipe.seed,
             recipe.clip_norm,
+            recipe.accumulate,
+            recipe.mix_moments,
         )
         optimizer = recipe.make_optimizer(self.model)
         # The same weights, and called as the model is
@@ -224,13 +226,21 @@ class Trainer:
         if self.recipe.diagnostics and step % self.recipe.diagnostics_every == 0:
             start += self._log_dynamics(step, batch, lr)  # the instruments are not part of the step
         optimizer.zero_grad()
-        loss = self._loss(batch)
-        loss.backward()
-        self._losses.append((step, loss.detach()))
+        self._losses.append((step, self._backward(batch)))
         self._be_slow(time.perf_counter() - start)
         self.algorithm.end_step()
         self._step_seconds.append(time.perf_counter() - start)
         self._exposed_seconds.append(self.algorithm.exposed_seconds)
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add the gradient of the batch's mean loss to `p.grad`, part by part if so asked; return that loss."""
+        parts = self.recipe.accumulate
+        losses = []
+        for part in split(batch, parts):
+            loss = self._loss(part) / parts
+            loss.backward()
+            losses.append(loss.detach())
+        return sum(losses[1:], losses[0])
 
     def _loss(self, batch: Batch) -> Tensor:
         if not self.recipe.amp:
@@ -365,7 +375,11 @@ class Trainer:
             "ended": "diverged" if self.divergence.diverged else "completed",
             "diverged": self.divergence.diverged,
             "diverged_at_step": self.divergence.at_step,
-            "heldout": {"loss": heldout.loss, "error_percent": heldout.error_percent},
+            "heldout": {
+                "loss": heldout.loss,
+                "error_percent": heldout.error_percent,
+                **self.task.heldout_figures(heldout.loss),
+            },
             "heldout_by_learner": {"error_percent": [each.error_percent for each in own]},
             "consensus_distance": consensus_distance(self.algorithm),
             "samples_per_second": sum(parts) * recipe.batch_size / us.size / busy if busy else None,

@@ -53,6 +53,7 @@ class Recipe(BaseModel):
     topology: str = "matching"
     compression: Literal["none", "bfloat16"] = "none"  # of the weights that are exchanged
     noise_std: float = Field(0.0, ge=0)  # SSGD*: standard deviation of the weight noise
+    mix_moments: bool = False  # DPSGD: mix momentum, or Adam's moments, as the weights
 
     # By which optimizer
     optimizer: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
@@ -69,6 +70,7 @@ class Recipe(BaseModel):
 
     # For how long, and at which rate
     batch_size: int = Field(gt=0)  # global: of all learners together
+    accumulate: int = Field(1, gt=0)  # parts in which a learner computes its share, one after the other
     epochs: float | None = Field(None, gt=0, le=1e6)
     max_steps: int | None = Field(None, gt=0)
     warmup: int = Field(0, ge=0)  # steps
@@ -112,6 +114,10 @@ class Recipe(BaseModel):
             raise ValueError("diagnostics need all learners at one step, where adpsgd's never are")
         if self.compression != "none" and (self.algo != "dpsgd" or self.topology in ("complete", "hierarchical")):
             raise ValueError("compression is for algo dpsgd, and topologies other than complete and hierarchical")
+        if self.mix_moments and (self.algo != "dpsgd" or self.compression != "none"):
+            raise ValueError("mix_moments is for algo dpsgd, without compression")
+        if self.mix_moments and self.optimizer == "sgd" and not self.momentum:
+            raise ValueError("mix_moments: sgd without momentum has none")
         if (self.decay in ("steps", "exponential")) != bool(self.decay_epochs):
             raise ValueError("decay_epochs must be given for decay steps and exponential, and for no other")
         if self.decay == "exponential" and len(self.decay_epochs) > 1:
@@ -143,6 +149,10 @@ class Recipe(BaseModel):
             raise RecipeError(
                 f"diagnostics_samples {self.diagnostics_samples} are too few for an interval: "
                 f"{2 * max(intervals.GROUPS, size)} is the least for {size} learners"
+            )
+        if self.batch_size // size % self.accumulate:
+            raise RecipeError(
+                f"accumulate {self.accumulate}: the {self.batch_size // size} samples of a learner cannot be cut so"
             )
         if self.slow_learner and self.slow_rank_and_factor[0] >= size:
             raise RecipeError(f"slow_learner {self.slow_learner}: the ranks are 0 to {size - 1}")

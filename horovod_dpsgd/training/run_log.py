@@ -115,7 +115,8 @@ def versions() -> dict[str, str]:
     """Of everything a result may depend on."""
     from mpi4py import MPI
 
-    found = {name: _version(name) for name in ("torch", "torchvision", "numpy", "mpi4py", "horovod")}
+    packages = ("torch", "torchvision", "numpy", "mpi4py", "horovod", "transformers", "tokenizers")
+    found = {name: _version(name) for name in packages}
     library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")
     return {"horovod_dpsgd": __version__, "python": platform.python_version(), **found, "mpi_library": library}
 

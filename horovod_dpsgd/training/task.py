@@ -56,13 +56,23 @@ class Task(ABC):
 
     @property
     def chance_loss(self) -> float:
-        """ln K, the cross-entropy of a uniform guess: where a diverged run ends up."""
+        """The loss of knowing nothing, where a diverged run ends up: ln K, the cross-entropy of a uniform guess, unless
+        the task knows better."""
         return math.log(self.classes)
+
+    def heldout_figures(self, loss: float) -> dict[str, float]:
+        """What else a mean held-out loss says in this task, for the result: perplexity, say."""
+        return {}
 
 
 def to_device(batch: Batch, device: str) -> Batch:
     """The batch on "cpu" or "cuda"; copies that overlap computation where memory is pinned."""
     return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in so many equal parts; its tensors have the samples in their first dimension."""
+    return list(zip(*(tensor.chunk(parts) for tensor in batch), strict=True))
 
 
 class Part(NamedTuple):

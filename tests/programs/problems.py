@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -65,10 +66,16 @@ def flat(net: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().reshape(-1) for p in net.parameters() if p.requires_grad])
 
 
-def reference_dpsgd(optimizer: str, topology: Topology, steps: int, clip_norm: float | None = None) -> list[nn.Module]:
+MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
+
+
+def reference_dpsgd(
+    optimizer: str, topology: Topology, steps: int, clip_norm: float | None = None, mix_moments: bool = False
+) -> list[nn.Module]:
     """Eq. 2 for all learners in one process: their models after `steps` steps.
 
-    w_j(t+1) = sum_k T_t[j,k] w_k(t), then the optimizer's update from the gradient at w_j(t).
+    w_j(t+1) = sum_k T_t[j,k] w_k(t), then the optimizer's update from the gradient at w_j(t). mix_moments: its state is
+    mixed by the same matrix before.
     """
     nets = [model() for _ in range(topology.size)]
     optimizers = [OPTIMIZERS[optimizer]([p for p in net.parameters() if p.requires_grad]) for net in nets]
@@ -80,11 +87,24 @@ def reference_dpsgd(optimizer: str, topology: Topology, steps: int, clip_norm: f
                 nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
         before = [[p.detach().clone() for p in net.parameters()] for net in nets]
         matrix = topology.matrix(step)
+        if mix_moments:
+            mix_states(nets, optimizers, matrix)
         for rank, (net, opt) in enumerate(zip(nets, optimizers, strict=True)):
             for index, p in enumerate(net.parameters()):
                 p.data.copy_(sum(matrix[rank, k] * before[k][index] for k in range(topology.size)))
             opt.step()
     return nets
+
+
+def mix_states(nets: list[nn.Module], optimizers: list[torch.optim.Optimizer], matrix: np.ndarray) -> None:
+    """m_s,j = sum_k T[j,k] m_k, for all moments that there are (before the first step: none, which are zeros)."""
+    states = [[dict(opt.state[p]) for p in net.parameters()] for net, opt in zip(nets, optimizers, strict=True)]
+    for rank, (net, opt) in enumerate(zip(nets, optimizers, strict=True)):
+        for index, p in enumerate(net.parameters()):
+            for name in MOMENTS:
+                if states[rank][index].get(name) is not None:
+                    mixed = sum(matrix[rank, k] * states[k][index][name] for k in range(len(nets)))
+                    opt.state[p][name] = mixed
 
 
 def assert_same(net: nn.Module, others: list[nn.Module]) -> None:
