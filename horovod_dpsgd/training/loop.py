@@ -235,6 +235,10 @@ class Trainer:
     def _backward(self, batch: Batch) -> Tensor:
         """Add the gradient of the batch's mean loss to `p.grad`, part by part if so asked; return that loss."""
         parts = self.recipe.accumulate
+        if parts == 1:
+            loss = self._loss(batch)
+            loss.backward()
+            return loss.detach()
         losses = []
         for part in split(batch, parts):
             loss = self._loss(part) / parts
