@@ -50,8 +50,8 @@ def test_runs_of_the_same_name_are_the_same_run():
 
 def test_the_paper_s_rates_are_those_of_its_tables():
     """Section 4.1: AlexNet at batch 8192 and 32x has 0.32; Table 1: a batch of 2048 has 8x, of 4096 16x."""
-    table_1 = {(cell.net, cell.batch): cell.rate for cell in cv.table_1("paper")}
-    assert [table_1[cv.ALEXNET, batch] for batch in (256, 2048, 4096, 8192)] == [1, 8, 16, 32]
+    table_1 = {(cell.net, dict(cell.row)["batch"]): cell.x for cell in cv.table_1("paper")}
+    assert [table_1[cv.ALEXNET, batch] for batch in ("256", "2048", "4096", "8192")] == [1, 8, 16, 32]
     given = cli.parser("", "mnist").parse_args(list(cv.table_3("paper")[0].job(0).arguments))
     recipe = recipes.load(given.recipe, REPOSITORY / "benchmarks/cv/recipes", {"lr_scale": given.lr_scale})
     assert (recipe.lr, recipe.batch_size, recipe.warmup_from) == (pytest.approx(0.32), 8192, 0.01)
@@ -63,7 +63,7 @@ def write_run(folder, cell, seed, error, diverged=False):
     algo = "dpsgd" if cell.method.style.startswith("dpsgd") else cell.method.style.removesuffix("-lamb")
     result = {
         "algo": algo, "topology": "matching" if algo == "dpsgd" else None, "learners": cell.learners, "seed": seed,
-        "global_batch": cell.batch, "lr": 0.0125 * cell.rate, "data": "CIFAR-10", "chance_loss": math.log(10),
+        "global_batch": 512, "lr": 0.0125 * cell.x, "data": "CIFAR-10", "chance_loss": math.log(10),
         "heldout": {"loss": None if error is None else 1.0, "error_percent": error}, "diverged": diverged,
         "optimizer": "sgd", "git": "abc", "versions": {"torch": "2"}, "config": {"noise_std": 0.0},
     }  # fmt: skip
@@ -83,15 +83,15 @@ def outcomes(tmp_path):
     cells = cv.table_3("cpu")
     loaded = []
     for cell in cells:
-        if cell.net == cv.PLAIN and cell.rate > 4:
+        if cell.net == cv.PLAIN and cell.x > 4:
             for seed in (0, 1):
-                lost = cell.method == ladder.SSGD and cell.rate >= 16 and (seed == 0 or cell.rate == 32)
+                lost = cell.method == ladder.SSGD and cell.x >= 16 and (seed == 0 or cell.x == 32)
                 loaded.append(write_run(tmp_path, cell, seed, None if lost else 40.0 + seed, lost))
     return ladder.Outcomes(cells, loaded)
 
 
 def test_the_table_shows_medians_ranges_and_collapses(outcomes):
-    rows = [cells_of(line) for line in ladder.accuracy_table(outcomes).splitlines()]
+    rows = [cells_of(line) for line in ladder.results_table(outcomes, ladder.ACCURACY).splitlines()]
     assert rows[0] == ["network", "batch", "rate", "alpha", "SSGD", "DPSGD"]
     by_rate = {row[2]: row[3:] for row in rows[2:] if row[0] == cv.PLAIN.label}
     assert by_rate["32x"] == ["0.4", "10.00 (10.00 - 10.00), 2 of 2 collapsed", "59.50 (59.00 - 60.00)"]
@@ -102,9 +102,9 @@ def test_the_table_shows_medians_ranges_and_collapses(outcomes):
 def test_the_largest_stable_rate_is_below_the_first_collapse(tmp_path):
     cells = cv.table_3("cpu")
     of_plain = [cell for cell in cells if cell.net == cv.PLAIN]
-    loaded = [write_run(tmp_path, cell, 0, 40.0, cell.method == ladder.SSGD and cell.rate == 16) for cell in of_plain]
-    rows = [cells_of(line) for line in ladder.largest_stable(ladder.Outcomes(of_plain, loaded)).splitlines()]
-    assert rows[2:] == [[cv.PLAIN.label, "8x (not 16x)", "32x, the largest tried"]]  # though 32x did not collapse
+    loaded = [write_run(tmp_path, cell, 0, 40.0, cell.method == ladder.SSGD and cell.x == 16) for cell in of_plain]
+    rows = [cells_of(line) for line in ladder.limits_table(ladder.Outcomes(of_plain, loaded)).splitlines()]
+    assert rows[2:] == [[cv.PLAIN.label, "8x (not 16x)", "32x, the last tried"]]  # though 32x did not collapse
 
 
 @pytest.mark.parametrize("name", cv.EXPERIMENTS)
@@ -124,7 +124,8 @@ def test_the_best_noise_is_that_of_the_highest_median(tmp_path):
     cells = cv.noise_injection("cpu")
     noisy = [cell for cell in cells if cell.method.style == "ssgd-star"]
     by_cell = {cell: [write_run(tmp_path, cell, 0, 80.0 - 5 * (cell is noisy[2]))] for cell in cells}
-    assert cv._best_noise(by_cell) == [noisy[2]]
+    assert ladder.ACCURACY.best({cell: runs for cell, runs in by_cell.items() if cell in noisy}) == noisy[2]
+    assert ladder.LOSS.best({}) is None
 
 
 def reproduce_(*words, cwd):

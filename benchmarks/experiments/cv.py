@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.experiments import ladder
 from benchmarks.experiments.experiment import Experiment, Scale
-from benchmarks.experiments.ladder import DPSGD, SSGD, Cell, Method, Net, Outcomes, ssgd_star
+from benchmarks.experiments.ladder import ACCURACY, DPSGD, SSGD, Cell, Method, Net, Outcomes, ssgd_star
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import Run
 
@@ -63,7 +61,7 @@ DPSGD_LAMB = Method("DPSGD, LAMB", (*DPSGD.arguments, *LAMB), "dpsgd-lamb")
 def _cell(scale: Scale, net: Net, batch: int, rate: float, method: Method) -> Cell:
     """Evaluated after every epoch, whatever the batch, where that is cheap."""
     evaluate = ("--eval-every", str(10_000 // batch)) if scale == "cpu" else ()
-    return Cell(net, batch, rate, method, LEARNERS, evaluate)
+    return ladder.at_rate(net, batch, rate, method, LEARNERS, evaluate)
 
 
 # ---- which cells an experiment has ----
@@ -87,7 +85,7 @@ def _baselines(scale: Scale) -> list[Cell]:
     if scale == "paper":
         return [_cell(scale, net, 256, 1, SSGD) for net in (ALEXNET, VGG11, VGG11_BN)]
     # One learner: of a batch of 16, sixteen would have one image each.
-    return [Cell(net, 16, 1, SSGD, 1, ("--eval-every", "625")) for net in (PLAIN, PLAIN_BN)]
+    return [ladder.at_rate(net, 16, 1, SSGD, 1, ("--eval-every", "625")) for net in (PLAIN, PLAIN_BN)]
 
 
 def table_3(scale: Scale) -> list[Cell]:
@@ -132,11 +130,12 @@ def lamb(scale: Scale) -> list[Cell]:
 
 
 def _ladder(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
-    figures.save(ladder.accuracy_by_rate(outcomes), folder / name)
+    figures.save(ladder.figure(outcomes, ACCURACY, "peak learning rate, in base rates"), folder / name)
     return [
-        ladder.accuracy_table(outcomes),
+        "Held-out accuracy at w_a, %, median (range):",
+        ladder.results_table(outcomes, ACCURACY),
         "The largest rate at which, and below which, no run collapsed:",
-        ladder.largest_stable(outcomes),
+        ladder.limits_table(outcomes),
         f"![accuracy over rate]({name}.png)",
     ]
 
@@ -145,20 +144,15 @@ def _noise(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
     parts = []
     for number, net in enumerate(outcomes.nets):
         cells = outcomes.of(net)
-        rows = [[cell.method.label, str(len(runs)), ladder.accuracy_cell(runs)] for cell, runs in cells.items()]
-        shown = [cell for cell in cells if cell.method in (SSGD, DPSGD)] + _best_noise(cells)
         file = name if number == 0 else f"{name}-{number + 1}"
-        curves = [run for cell in shown for run in cells[cell]]
-        figures.save(figures.heldout_accuracy(curves, net.label), folder / file)
-        batch, rate = next((cell.batch, cell.rate) for cell in cells)
-        parts += [f"{net.label}, batch {batch}, {rate:g}x:", table.markdown(["method", "runs", "accuracy %"], rows)]
+        noisy = ACCURACY.best({cell: runs for cell, runs in cells.items() if cell.method.style == "ssgd-star"})
+        shown = [run for cell, runs in cells.items() if cell.method in (SSGD, DPSGD) or cell == noisy for run in runs]
+        figures.save(figures.heldout_accuracy(shown, net.label), folder / file)
+        place = ", ".join(" ".join(entry) for entry in next(iter(cells)).row)
+        rows = [[cell.method.label, str(len(runs)), ACCURACY.cell(runs)] for cell, runs in cells.items()]
+        parts += [f"{net.label}, {place}:", table.markdown(["method", "runs", "held-out accuracy %"], rows)]
         parts += [f"![held-out accuracy]({file}.png)"]
     return parts
-
-
-def _best_noise(cells: dict[Cell, list[Run]]) -> list[Cell]:
-    noisy = [cell for cell, runs in cells.items() if cell.method.style == "ssgd-star" and runs]
-    return sorted(noisy, key=lambda cell: -float(np.median([ladder.accuracy(run) for run in cells[cell]])))[:1]
 
 
 PAPER_TABLE_1 = """The paper's, on ImageNet-1K (top-1 accuracy %, one run each; 0.10 is guessing):

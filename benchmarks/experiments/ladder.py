@@ -1,12 +1,14 @@
-"""Grids of runs over networks, batch sizes, learning rates and algorithms: their jobs, tables and figures.
+"""Ladders of runs: networks by ever larger rates or batches, or ever shorter warm-ups, each by several algorithms.
 
-A rate is given as the paper gives it, as a multiple of the base rate: 32x.
+Their jobs, tables, and the figure that shows where each algorithm stops converging. A rate is given as the paper gives
+it, as a multiple of the base rate: 32x.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,7 @@ class Method:
 
     @property
     def file_name(self) -> str:
-        return self.label.lower().replace("*", "-star").replace(" ", "-").replace("(", "").replace(")", "")
+        return re.sub("[^a-z0-9.-]", "", self.label.lower().replace("*", "-star").replace(" ", "-"))
 
 
 SSGD = Method("SSGD", ("--algo", "ssgd"), "ssgd")
@@ -53,32 +55,43 @@ class Net:
 
     @property
     def file_name(self) -> str:
-        return self.label.lower().replace(",", "").replace(" ", "-")
+        return re.sub("[^a-z0-9.-]", "", self.label.lower().replace(" ", "-"))
 
 
 @dataclass(frozen=True)
 class Cell:
     """The runs of a table's cell: all that they have in common but the seed.
 
-    rate: a multiple of the recipe's base rate, the peak of the schedule. more: other arguments, as how often to
-    evaluate.
+    row: headings and entries of the table's row, as (("batch", "512"), ("rate", "16x")). x: where on the ladder it is,
+    for figures. arguments: those of the row, and others, as how often to evaluate.
     """
 
     net: Net
-    batch: int
-    rate: float
     method: Method
     learners: int
-    more: tuple[str, ...] = ()
+    row: tuple[tuple[str, str], ...]
+    x: float
+    arguments: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        return f"{self.net.file_name}-bs{self.batch}-{self.rate:g}x-{self.method.file_name}"
+        entries = "-".join(SHORT.get(heading, heading) + entry for heading, entry in self.row)
+        return f"{self.net.file_name}-{entries}-{self.method.file_name}"
 
     def job(self, seed: int) -> Job:
-        numbers = ("--batch-size", str(self.batch), "--lr-scale", f"{self.rate:g}x", "--seed", str(seed))
-        words = ("--recipe", self.net.recipe, *self.net.options, *self.method.arguments, *numbers, *self.more)
-        return Job(f"{self.name}-seed{seed}", self.net.script, self.learners, words)
+        words = ("--recipe", self.net.recipe, *self.net.options, *self.method.arguments, *self.arguments)
+        return Job(f"{self.name}-seed{seed}", self.net.script, self.learners, (*words, "--seed", str(seed)))
+
+
+SHORT = {"batch": "bs", "rate": ""}  # in names of run folders
+
+
+def at_rate(
+    net: Net, batch: int, rate: float, method: Method, learners: int, more: tuple[str, ...] = ()
+) -> Cell:
+    """A batch size, and a peak rate that is a multiple of the recipe's base rate."""
+    arguments = ("--batch-size", str(batch), "--lr-scale", f"{rate:g}x", *more)
+    return Cell(net, method, learners, (("batch", str(batch)), ("rate", f"{rate:g}x")), rate, arguments)
 
 
 def jobs(cells: Iterable[Cell], seeds: Sequence[int]) -> list[Job]:
@@ -114,79 +127,104 @@ class Outcomes:
         }
 
 
-def accuracy(run: Run) -> float:
-    """Held-out accuracy at w_a, per cent; of a run whose loss is not finite, that of guessing one of the classes."""
+@dataclass(frozen=True)
+class Measure:
+    """What a run has come to, as tables and figures show it."""
+
+    name: str
+    of: Callable[[Run], float]  # a number for every run, also for one without a finite loss
+    more_is_better: bool
+    digits: int = 2
+
+    def cell(self, runs: Sequence[Run]) -> str:
+        """ "61.20 (60.02 - 63.11)", and how many runs of them collapsed; "-" without a run."""
+        if not runs:
+            return "-"
+        collapsed = sum(run.result["diverged"] for run in runs)
+        text = table.median_and_range([self.of(run) for run in runs], self.digits)
+        return text + (f", {collapsed} of {len(runs)} collapsed" if collapsed else "")
+
+    def best(self, cells: dict[Cell, list[Run]]) -> Cell | None:
+        """The cell of the best median, of those that have runs."""
+        sign = -1 if self.more_is_better else 1
+        medians = {cell: float(np.median([self.of(run) for run in runs])) for cell, runs in cells.items() if runs}
+        return min(medians, key=lambda cell: sign * medians[cell]) if medians else None
+
+
+def _accuracy(run: Run) -> float:
     if math.isfinite(run.error_percent):
         return 100 - run.error_percent
     return 100 / math.exp(run.result["chance_loss"])
 
 
-def accuracy_cell(runs: Sequence[Run]) -> str:
-    """ "61.20 (60.02 - 63.11)", and how many runs of them collapsed; "-" without a run."""
-    if not runs:
-        return "-"
-    collapsed = sum(run.result["diverged"] for run in runs)
-    text = table.median_and_range([accuracy(run) for run in runs])
-    return text + (f", {collapsed} of {len(runs)} collapsed" if collapsed else "")
+def _loss(run: Run) -> float:
+    return run.heldout_loss if math.isfinite(run.heldout_loss) else math.inf
 
 
-def accuracy_table(outcomes: Outcomes) -> str:
-    """A row for each network, batch and rate; a column for each method."""
-    rows = []
-    for net, batch, rate in dict.fromkeys((cell.net, cell.batch, cell.rate) for cell in outcomes.cells):
-        here = {
-            cell.method: runs for cell, runs in outcomes.of(net).items() if (cell.batch, cell.rate) == (batch, rate)
-        }
+# At w_a. A run whose loss is not finite has the accuracy of guessing one of the classes, and no median of losses that
+# more than half of the runs do not have.
+ACCURACY = Measure("held-out accuracy %", _accuracy, more_is_better=True)
+LOSS = Measure("held-out loss", _loss, more_is_better=False)
+
+
+def results_table(outcomes: Outcomes, measure: Measure) -> str:
+    """A line for each network and row; a column for each method."""
+    lines = []
+    for net, row in dict.fromkeys((cell.net, cell.row) for cell in outcomes.cells):
+        here = {cell.method: runs for cell, runs in outcomes.of(net).items() if cell.row == row}
         lr = next((f"{run.result['lr']:g}" for runs in here.values() for run in runs), "-")
-        row = [net.label, str(batch), f"{rate:g}x", lr]
-        rows.append(row + [accuracy_cell(here.get(method, [])) for method in outcomes.methods])
-    header = ["network", "batch", "rate", "alpha", *(method.label for method in outcomes.methods)]
-    return table.markdown(header, rows)
+        line = [net.label, *(entry for _, entry in row), lr]
+        lines.append(line + [measure.cell(here.get(method, [])) for method in outcomes.methods])
+    headings = [heading for heading, _ in outcomes.cells[0].row]
+    return table.markdown(["network", *headings, "alpha", *(method.label for method in outcomes.methods)], lines)
 
 
-def largest_stable(outcomes: Outcomes) -> str:
-    """A row for each network: each method's largest rate at which no run collapsed, nor at any smaller rate."""
-    rows = []
+def limits_table(outcomes: Outcomes, harder_upwards: bool = True) -> str:
+    """A line for each network: each method's last rung at which no run collapsed, nor on any easier one.
+
+    harder_upwards: as rates are; warm-ups are harder the shorter they are.
+    """
+    lines = []
     for net in outcomes.nets:
-        cells = [_largest(outcomes.of(net, method)) for method in outcomes.methods]
-        rows.append([net.label, *cells])
-    return table.markdown(["network", *(method.label for method in outcomes.methods)], rows)
+        limits = [_limit(outcomes.of(net, method), harder_upwards) for method in outcomes.methods]
+        lines.append([net.label, *limits])
+    return table.markdown(["network", *(method.label for method in outcomes.methods)], lines)
 
 
-def _largest(cells: dict[Cell, list[Run]]) -> str:
-    stable, limit = None, None
-    for rate in sorted({cell.rate for cell in cells}):
-        runs = [run for cell, group in cells.items() if cell.rate == rate for run in group]
-        if not runs or any(run.result["diverged"] for run in runs):
-            limit = rate if runs else None
-            break
-        stable = rate
-    if stable is None:
-        return "none of those tried" if limit else "-"
-    return f"{stable:g}x" + (f" (not {limit:g}x)" if limit else ", the largest tried")
+def _limit(cells: dict[Cell, list[Run]], harder_upwards: bool) -> str:
+    stable = None
+    for cell in sorted(cells, key=lambda cell: cell.x, reverse=not harder_upwards):
+        rung, runs = cell.row[-1][1], cells[cell]
+        if not runs:
+            return "-" if stable is None else stable
+        if any(run.result["diverged"] for run in runs):
+            return f"none (not {rung})" if stable is None else f"{stable} (not {rung})"
+        stable = rung
+    return "-" if stable is None else f"{stable}, the last tried"
 
 
-def accuracy_by_rate(outcomes: Outcomes) -> Figure:
-    """Where each method stops converging: accuracy over rate, a panel for each network, a point for each run."""
-    figure, panels = figures.panels(len(outcomes.nets))
+def figure(outcomes: Outcomes, measure: Measure, xlabel: str) -> Figure:
+    """Where each method stops converging: a panel for each network, a point for each run, a line through medians."""
+    drawing, panels = figures.panels(len(outcomes.nets))
     for axes, net in zip(panels, outcomes.nets, strict=True):
         for method in outcomes.methods:
-            _draw(axes, outcomes.of(net, method), method)
+            _draw(axes, outcomes.of(net, method), method, measure)
+        rungs = {cell.x: cell.row[-1][1] for cell in sorted(outcomes.of(net), key=lambda cell: cell.x)}
         axes.set_xscale("log", base=2)
-        rates = sorted({cell.rate for cell in outcomes.of(net)})
-        axes.set_xticks(rates, [f"{rate:g}x" for rate in rates], minor=False)
-        axes.set(xlabel="peak learning rate, in base rates", ylabel="held-out accuracy %", title=net.label)
-        axes.set_ylim(0)
+        axes.set_xticks(list(rungs), list(rungs.values()), minor=False)
+        axes.set(xlabel=xlabel, ylabel=measure.name, title=net.label)
+        if measure.more_is_better:
+            axes.set_ylim(0)
     panels[0].legend(fontsize="small")
-    return figure
+    return drawing
 
 
-def _draw(axes: Axes, cells: dict[Cell, list[Run]], method: Method) -> None:
-    points = {cell.rate: [accuracy(run) for run in runs] for cell, runs in cells.items() if runs}
+def _draw(axes: Axes, cells: dict[Cell, list[Run]], method: Method, measure: Measure) -> None:
+    points = {cell.x: [measure.of(run) for run in runs] for cell, runs in cells.items() if runs}
     if not points:
         return
-    rates = sorted(points)
+    rungs = sorted(points)
     style = figures.STYLES[method.style]
-    axes.plot(rates, [np.median(points[rate]) for rate in rates], label=method.label, linewidth=1.8, **style)
-    for rate in rates:
-        axes.plot([rate] * len(points[rate]), points[rate], ".", color=style["color"], markersize=5)
+    axes.plot(rungs, [np.median(points[x]) for x in rungs], label=method.label, linewidth=1.8, **style)
+    for x in rungs:
+        axes.plot([x] * len(points[x]), points[x], ".", color=style["color"], markersize=5)
