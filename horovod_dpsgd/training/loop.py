@@ -276,7 +276,10 @@ class Trainer:
         return dict(sorted(everyone.items()))
 
     def _log_heldout(self, heldout: Heldout) -> None:
-        self.log.metrics(self.step, {"heldout_loss": heldout.loss, "heldout_error_percent": heldout.error_percent})
+        metrics = {"heldout_loss": heldout.loss, "heldout_error_percent": heldout.error_percent}
+        for name, group in heldout.groups.items():
+            metrics |= {f"heldout_{name}_loss": group.loss, f"heldout_{name}_error_percent": group.error_percent}
+        self.log.metrics(self.step, metrics)
 
     def _log_dynamics(self, step: int, batch: Batch, lr: float) -> float:
         """Measure and log the dynamics of the step that is under way; return the seconds it took."""
@@ -345,7 +348,15 @@ class Trainer:
             "ended": "diverged" if self.divergence.diverged else "completed",
             "diverged": self.divergence.diverged,
             "diverged_at_step": self.divergence.at_step,
-            "heldout": {"loss": heldout.loss, "error_percent": heldout.error_percent},
+            "heldout": {
+                "loss": heldout.loss,
+                "error_percent": heldout.error_percent,
+                "groups": {
+                    name: {"loss": group.loss, "error_percent": group.error_percent}
+                    for name, group in heldout.groups.items()
+                }
+                or None,
+            },
             "heldout_by_learner": {"error_percent": [each.error_percent for each in own]},
             "consensus_distance": consensus_distance(self.algorithm),
             "samples_per_second": sum(parts) * recipe.batch_size / us.size / busy if busy else None,
