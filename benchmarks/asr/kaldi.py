@@ -164,22 +164,26 @@ class KaldiPart:
     def write(self, writer: PartWriter, dimensions: dict[str, int]) -> None:
         """All utterances that have alignments and all streams; the others are skipped by name."""
         seen = set()
-        for name, states in tqdm(self._alignments(), f"{self.folder}", len(self.tables[0]), unit=" utterances"):
-            seen.add(name)
-            try:
-                streams = self._streams(name, len(states))
-                if different := [n for n, frames in streams.items() if frames.shape[1] != dimensions[n]]:
-                    raise LeaveOut(f"another dimension in {different[0]}")
-            except LeaveOut as reason:
-                writer.skip(name, str(reason))
-                continue
-            frames = np.concatenate(list(streams.values()), 1)
-            inputs = hashlib.sha256(np.ascontiguousarray(frames, "<f4"))
-            inputs.update(np.ascontiguousarray(states, "<i4"))
-            writer.add(Utterance(name, self.speakers[name], frames, states, inputs.digest()))
+        with tqdm(self._alignments(), str(self.folder), len(self.tables[0]), unit=" utterances") as bar:
+            for name, states in bar:
+                seen.add(name)
+                try:
+                    writer.add(self._joined(name, states, dimensions))
+                except LeaveOut as reason:
+                    writer.skip(name, str(reason))
         for name in self.tables[0]:
             if name not in seen:
                 writer.skip(name, "no alignment")
+
+    def _joined(self, name: str, states: np.ndarray, dimensions: dict[str, int]) -> Utterance:
+        """An utterance with its streams side by side. Raises LeaveOut, with the reason, if it cannot be used."""
+        streams = self._streams(name, len(states))
+        if different := [stream for stream, frames in streams.items() if frames.shape[1] != dimensions[stream]]:
+            raise LeaveOut(f"another dimension in {different[0]}")
+        frames = np.concatenate(list(streams.values()), 1)
+        inputs = hashlib.sha256(np.ascontiguousarray(frames, "<f4"))
+        inputs.update(np.ascontiguousarray(states, "<i4"))
+        return Utterance(name, self.speakers[name], frames, states, inputs.digest())
 
     def _alignments(self) -> Iterator[tuple[str, np.ndarray]]:
         paths = sorted(self.folder.glob(self.alignments)) if "*" in self.alignments else [self.folder / self.alignments]
@@ -190,7 +194,7 @@ class KaldiPart:
                 for name, states in Table(path).items() if path.suffix == ".scp" else kaldiio.load_ark(str(path)):
                     if states.ndim != 1 or not np.issubdtype(states.dtype, np.integer) or states.min(initial=0) < 0:
                         raise DataError(f"{path}: {name} is no sequence of pdf-ids; ali-to-pdf makes them")
-                    yield name, states
+                    yield name, states.astype(np.int32)
             except UNREADABLE as error:
                 raise _unreadable(path, error) from error
 

@@ -48,8 +48,8 @@ class PartWriter:
     def add(self, utterance: Utterance) -> None:
         name, speaker, frames, states, inputs = utterance
         assert frames.shape == (len(states), self.dimension)
-        if not np.isfinite(frames).all():
-            self.skip(name, "a feature that is no finite number")
+        if not len(states) or not np.isfinite(frames).all():
+            self.skip(name, "a feature that is no finite number" if len(states) else "no frames")
             return
         if self._files is None or self._shards[-1] + len(states) > self.frames_a_shard:
             self._next_shard()
