@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torchaudio.functional import lfilter
 
 from benchmarks.asr import alignment, audio, corpora, features, prepare
 from benchmarks.asr.alignment import Aligner, Alignment, Unaligned
@@ -27,7 +28,9 @@ def noise(seconds: float, seed: int = 0, rate: int = RATE) -> np.ndarray:
     return 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * rate)).astype(np.float32)
 
 
-def write_kaldi_style(folder: Path, sentences: dict[str, str] = SENTENCES, suffix: str = "ogg", rate: int = RATE) -> Path:
+def write_kaldi_style(
+    folder: Path, sentences: dict[str, str] = SENTENCES, suffix: str = "ogg", rate: int = RATE
+) -> Path:
     (folder / "audio").mkdir(parents=True)
     (folder / "text").write_text("".join(f"{name} {words}\n" for name, words in sentences.items()))
     (folder / "utt2spk").write_text("".join(f"{name} {SPEAKERS[name]}\n" for name in sentences))
@@ -200,7 +203,7 @@ def test_a_held_out_part_must_be_determined(tmp_path):
     write_kaldi_style(tmp_path)
     with pytest.raises(DataError, match="one of --heldout DIR and --heldout-fraction F is needed"):
         corpora.find(tmp_path, None, None)
-    with pytest.raises(DataError, match="the heldout part of .* has no utterances"):
+    with pytest.raises(DataError, match=r"the heldout part of .* has no utterances"):
         corpora.find(tmp_path, None, 1e-9)
 
 
@@ -293,6 +296,70 @@ def test_pieces_of_other_files_or_settings_are_not_gone_on_with(tmp_path, monkey
 
 
 # ---- the real aligner ----
+
+FORMANTS = {"e": (270, 2290, 3010, 3600), "a": (640, 1190, 2390, 3500), "oh": (500, 860, 2400, 3400)}  # of vowels, Hz
+
+
+def vowel(word: str, seconds: float) -> np.ndarray:
+    """A word of one vowel: 120 pulses a second, through a resonance for each formant, faded in and out."""
+    time = torch.arange(round(seconds * RATE)) / RATE
+    sound = torch.diff(torch.floor(120 * time), prepend=torch.zeros(1))
+    sound = lfilter(sound, torch.tensor([1, -0.95]), torch.tensor([1.0, 0]), clamp=False)  # the glottis is no click
+    sound -= sound.mean()
+    for formant, width in zip(FORMANTS[word], (60, 90, 150, 200), strict=True):
+        r = np.exp(-np.pi * width / RATE)
+        poles = torch.tensor([1, -2 * r * np.cos(2 * np.pi * formant / RATE), r * r], dtype=torch.float32)
+        sound = lfilter(sound, poles, torch.tensor([float(poles.sum()), 0, 0]), clamp=False)
+    fade = torch.minimum(time, seconds - time).div(0.03).clamp(max=1)
+    return (0.3 * fade * sound / sound.abs().max()).numpy()
+
+
+def spoken(*words: str) -> np.ndarray:
+    """Vowels of 0.4 s, with 0.3 s of faint noise before, between and after."""
+    pause = np.zeros(round(0.3 * RATE), np.float32)
+    sound = np.concatenate([pause, *(part for word in words for part in (vowel(word, 0.4), pause))])
+    return sound + 0.01 * noise(len(sound) / RATE)
+
+
+def test_words_are_found_where_they_are():
+    """In frames of 10 ms, to 50 ms; of each vowel's three states, in order."""
+    found = Aligner().align(spoken("e", "oh"), ("e", "oh"))
+    assert len(found.states) == len(found.silence) == pytest.approx(168, abs=1)  # 1 + (1.7 s - 25.6 ms) / 10 ms
+    edges = np.flatnonzero(np.diff(found.silence.astype(int)))
+    assert edges == pytest.approx([30, 70, 100, 140], abs=5)
+    for start, end in (edges[:2], edges[2:]):
+        states = found.states[start + 1 : end + 1]
+        assert len(set(states)) == 1 + np.count_nonzero(np.diff(states)) == 3
+    assert not set(found.states[found.silence]) & set(found.states[~found.silence])
+
+
+def test_wrong_words_are_not_aligned():
+    with pytest.raises(Unaligned, match="the aligner found no path"):
+        Aligner().align(spoken("e"), ("go", "forward", "ten", "meters", "and", "then", "turn", "left"))
+
+
+def test_audio_becomes_prepared_speech_by_several_processes(tmp_path, monkeypatch):
+    """The whole path, with nothing made up but the sound."""
+    sentences = {"a1": "E OH", "a2": "OH OH", "b1": "OH E FROTZ", "c1": "OH E"}
+    for part, names in (("train", ("a1", "a2", "b1")), ("test", ("c1",))):
+        write_kaldi_style(tmp_path / part, {name: sentences[name] for name in names}, "flac")
+        for name in names:
+            words = sentences[name].lower().replace(" frotz", "").split()
+            soundfile.write(tmp_path / part / "audio" / f"{name}.flac", spoken(*words), RATE)
+    monkeypatch.setattr(audio, "PIECE", 2)
+    output = tmp_path / "prepared"
+    run(
+        monkeypatch, "--train", tmp_path / "train", "--heldout", tmp_path / "test", "--output", output, "--processes", 2
+    )
+    prepared = Prepared(output)
+    assert (output / "train" / "utterances.tsv").read_text() == "a1\ta\na2\ta\n"
+    assert (output / "train" / "skipped.tsv").read_text() == "b1\ta word not in the dictionary: frotz\n"
+    assert len(prepared.manifest.silence) == 3
+    _, states = all_frames(prepared, "heldout")
+    silent = np.isin(states, prepared.manifest.silence)
+    assert len(states) == pytest.approx(110 + 2 * 15, abs=10)  # the words, the pause between, and 15 frames either side
+    assert 0.35 < silent.mean() < 0.55
+    assert prepared.manifest.levels["silence"] < prepared.manifest.levels["unigram"]
 
 
 def test_a_lexicon_is_read_and_its_damage_named(tmp_path):

@@ -32,7 +32,7 @@ def test_sub_sequences_are_the_utterances_cut(tmp_path, length, shard_bytes):
     """Whatever files they lie in: one, several, or one for each utterance."""
     made = write_prepared(tmp_path, LENGTHS, shard_bytes=shard_bytes)
     prepared = Prepared(tmp_path)
-    assert len(prepared.manifest.parts["train"].shards) == {None: 1, 400: 6, 1: 8}[shard_bytes]
+    assert len(prepared.manifest.parts["train"].shards) == {None: 1, 400: 5, 1: 8}[shard_bytes]
     for name, part in (("train", prepared.train), ("heldout", prepared.heldout)):
         expected = reference(*made[name], length)
         subs = SubSequences(part, length)

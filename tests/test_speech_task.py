@@ -114,7 +114,7 @@ def test_loss_and_errors_are_those_of_single_frames_with_and_without_silence(tmp
     write_prepared(tmp_path, lengths=(64, 64), states=5, silence=[0, 3])
     task = SpeechTask(recipe(tmp_path))
     torch.manual_seed(1)
-    model = task.make_model()
+    model = task.make_model().requires_grad_(False)
     frames, states = all_of(task, "heldout")
     score = task.score(model, (frames, states))
     logs = torch.log_softmax(model(frames), -1)
@@ -193,12 +193,12 @@ def test_synthetic_speech_can_be_learned():
     model = task.make_model()
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     losses = []
-    for batch in task.train_batches([torch.arange(100)] * 30):
+    for batch in task.train_batches([torch.arange(20)] * 60):
         optimizer.zero_grad()
         loss = task.loss(model, batch)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.6 * math.log(20) < losses[0]
 
 

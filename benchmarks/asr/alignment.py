@@ -59,7 +59,7 @@ class Aligner:
                 continue
         raise Unaligned("the aligner found no path")
 
-    @cache  # noqa: B019: as many as there are beams, and an aligner is for life
+    @cache  # noqa: B019 (as many as there are beams, and an aligner is for life)
     def _decoder(self, beam: float | None) -> Decoder:
         keys = {} if beam is None else {"wbeam": beam}
         decoder = Decoder(lm=None, loglevel="FATAL", **keys)
@@ -68,7 +68,9 @@ class Aligner:
                 try:
                     decoder.add_word(word, phones, True)
                 except RuntimeError as error:
-                    raise DataError(f"the lexicon's {word} has a phone that is not among CMUdict's: {phones}") from error
+                    raise DataError(
+                        f"the lexicon's {word} has a phone that is not among CMUdict's: {phones}"
+                    ) from error
         return decoder
 
 
@@ -76,7 +78,7 @@ def _aligned(decoder: Decoder, pcm: bytes, words: tuple[str, ...]) -> Alignment:
     """First the words, then the states within them. Raises RuntimeError if the words are not all found."""
     decoder.set_align_text(" ".join(words))
     _decode(decoder, pcm)
-    found = [segment.word.partition("(")[0] for segment in decoder.seg()]  # "read(2)": another pronunciation
+    found = [segment.word.partition("(")[0] for segment in decoder.seg() or ()]  # "read(2)": another pronunciation
     if tuple(word for word in found if not _is_filler(word)) != words:
         raise RuntimeError("not all of the words were found")
     decoder.set_alignment()

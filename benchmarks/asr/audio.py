@@ -246,7 +246,7 @@ def _utterances(files: list[Path], keep_silence: int | None) -> Iterator[Measure
         piece = _load(file)
         starts = np.cumsum([0, *piece.lengths])
         for name, speaker, inputs, start, end in zip(
-            piece.names, piece.speakers, piece.inputs, starts, starts[1:], strict=True
+            piece.names, piece.speakers, piece.inputs, starts[:-1], starts[1:], strict=True
         ):
             kept = speech_and_a_little(piece.silence[start:end], keep_silence)
             frames = features.with_deltas(piece.frames[start:end])[kept]

@@ -1,9 +1,9 @@
 """Folders of audio and transcripts, in the layouts in which people have them:
 
-    Kaldi style         text (UTTERANCE WORDS...), utt2spk (UTTERANCE SPEAKER; without it each speaks once), and
-                        wav.scp (UTTERANCE FILE) or UTTERANCE.* or audio/UTTERANCE.*, in any format soundfile reads
-    LibriSpeech         as torchaudio keeps it: SPEAKER/CHAPTER/*.flac and *.trans.txt, at any depth
-    Speech Commands     as torchaudio keeps it: WORD/SPEAKER_nohash_N.wav, testing_list.txt, validation_list.txt
+Kaldi style         text (UTTERANCE WORDS...), utt2spk (UTTERANCE SPEAKER; without it each speaks once), and
+                    wav.scp (UTTERANCE FILE) or UTTERANCE.* or audio/UTTERANCE.*, in any format soundfile reads
+LibriSpeech         as torchaudio keeps it: SPEAKER/CHAPTER/*.flac and *.trans.txt, at any depth
+Speech Commands     as torchaudio keeps it: WORD/SPEAKER_nohash_N.wav, testing_list.txt, validation_list.txt
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from horovod_dpsgd.errors import DataError
@@ -71,9 +72,7 @@ def kaldi_style(folder: Path) -> list[Spoken]:
     transcripts = _lines(folder / "text")
     speakers = dict(_lines(folder / "utt2spk")) if (folder / "utt2spk").exists() else {}
     audio = _audio_files(folder)
-    return [
-        Spoken(name, speakers.get(name, name), _words(text), audio.get(name)) for name, text in sorted(transcripts)
-    ]
+    return [Spoken(name, speakers.get(name, name), _words(text), audio.get(name)) for name, text in sorted(transcripts)]
 
 
 def _audio_files(folder: Path) -> dict[str, Path]:
@@ -121,6 +120,6 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     pairs = [(name, rest.strip()) for name, _, rest in (line.strip().partition(" ") for line in lines) if name]
     if len({name for name, _ in pairs}) < len(pairs):
         names = sorted(name for name, _ in pairs)
-        twice = next(name for name, after in zip(names, names[1:], strict=False) if name == after)
+        twice = next(name for name, after in pairwise(names) if name == after)
         raise DataError(f"{path} has two lines for {twice}")
     return pairs

@@ -14,7 +14,7 @@ from horovod_dpsgd.errors import DataError
 
 MELS = 40
 RATES = (16_000, 8_000)  # samples a second
-FRAMES_A_SECOND = 100  # 25 ms of sound each, beginning every 10 ms
+FRAME_SECONDS = 0.025  # one begins every 10 ms
 LEAST_DEVIATION = 1e-3  # a number that never changes is not blown up
 
 
@@ -41,9 +41,10 @@ def log_mel(sound: np.ndarray, rate: int) -> np.ndarray:
 
     Frame t begins at 10 t ms; one that would need samples after the end is not made, so short sound gives none.
     """
-    samples_as_in_kaldi = torch.from_numpy(sound)[None] * 2**15
-    energies = kaldi.fbank(samples_as_in_kaldi, num_mel_bins=MELS, sample_frequency=rate)
-    return energies.numpy() if len(energies) else np.empty((0, MELS), np.float32)
+    if len(sound) < FRAME_SECONDS * rate:
+        return np.empty((0, MELS), np.float32)
+    as_in_kaldi = torch.from_numpy(sound)[None] * 2**15  # samples of 16 bits
+    return kaldi.fbank(as_in_kaldi, num_mel_bins=MELS, sample_frequency=rate).numpy()
 
 
 def with_deltas(frames: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def parser() -> Parser:
         "--stream",
         action="append",
         metavar="NAME:FILE[:OPTION...]",
-        help="features, joined in this order; options: cmvn=FILE, variance, deltas, splice=N (default: feats:feats.scp)",
+        help="features, joined in order; options: cmvn=FILE, variance, deltas, splice=N (default feats:feats.scp)",
     )
     kaldi.add_argument("--ivectors", metavar="FILE[:PERIOD]", help="one a speaker or utterance, or one every 10 frames")
     kaldi.add_argument("--alignments", default="pdf.ark", metavar="FILE", help="pdf-ids; default: pdf.ark; may hold *")

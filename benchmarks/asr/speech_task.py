@@ -105,9 +105,7 @@ class SpeechTask(Task):
                 f"model_options.input: {self.model_options['input']}, but the data have {there.dimension} ({streams})"
             )
         if self.model_options["states"] < there.states:
-            raise RecipeError(
-                f"model_options.states: {self.model_options['states']}, but the data have {there.states}"
-            )
+            raise RecipeError(f"model_options.states: {self.model_options['states']}, but the data have {there.states}")
         self.train, self.heldout = (
             SubSequences(part, self.options.unroll) for part in (prepared.train, prepared.heldout)
         )
