@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -62,7 +62,5 @@ def _sums(score: Score) -> list[float]:
 
 def _mean(sums: Tensor, task: Task) -> Heldout:
     """Of a group without samples: NaN."""
-    (loss, error), *groups = ((row[0] / row[2], 100 * row[1] / row[2]) for row in sums)
-    return Heldout(
-        float(loss), float(error), {n: Heldout(*map(float, each)) for n, each in zip(task.groups, groups, strict=True)}
-    )
+    everything, *groups = (Heldout(float(row[0] / row[2]), float(100 * row[1] / row[2])) for row in sums)
+    return replace(everything, groups=dict(zip(task.groups, groups, strict=True)))
