@@ -31,7 +31,7 @@ from benchmarks.asr.corpora import Spoken
 from benchmarks.asr.features import MELS, MeanAndVariance
 from benchmarks.asr.prepared import Manifest
 from benchmarks.asr.writing import PartWriter, PreparedWriter, Utterance, check_free
-from horovod_dpsgd.errors import DataError, UserError
+from horovod_dpsgd.errors import DataError
 from horovod_dpsgd.training.files import write_whole
 
 PIECE = 16  # utterances: seconds of work
@@ -190,6 +190,28 @@ def _piece_of_worker(path: Path, utterances: list[Spoken]) -> None:
 # ---- the prepared form ----
 
 
+class Survey(NamedTuple):
+    """What must be known of all utterances before one is written. speakers: by part and name; senones: those that occur,
+    in order, which are the states 0, 1, ...; silence: those of these states that are."""
+
+    speakers: dict[tuple[str, str], MeanAndVariance]
+    senones: np.ndarray
+    silence: list[int]
+
+    @classmethod
+    def of(cls, files: dict[str, list[Path]], keep_silence: int | None) -> Survey:
+        speakers: dict[tuple[str, str], MeanAndVariance] = defaultdict(lambda: MeanAndVariance(sum(STREAMS.values())))
+        occurring: set[int] = set()
+        silent: set[int] = set()
+        for part, its_files in files.items():
+            for measured in _utterances(its_files, keep_silence):
+                speakers[part, measured.speaker].add(measured.frames)
+                occurring.update(np.unique(measured.states).tolist())
+                silent.update(np.unique(measured.states[measured.silence]).tolist())
+        senones = np.array(sorted(occurring), np.int32)
+        return cls(speakers, senones, np.searchsorted(senones, sorted(silent)).tolist())
+
+
 def prepare(
     output: Path, parts: dict[str, list[Spoken]], settings: Settings, processes: int, title: str, frame_type: str
 ) -> Manifest:
@@ -201,25 +223,16 @@ def prepare(
     folder = output / "pieces"
     _check_same(folder, parts, settings)
     files = make_pieces(folder, parts, settings, processes)
-    speakers: dict[str, MeanAndVariance] = defaultdict(lambda: MeanAndVariance(sum(STREAMS.values())))
-    occurring: set[int] = set()
-    silent: set[int] = set()
-    for part in parts:
-        for measured in _utterances(files[part], settings.keep_silence):
-            speakers[f"{part} {measured.speaker}"].add(measured.frames)
-            occurring.update(np.unique(measured.states).tolist())
-            silent.update(np.unique(measured.states[measured.silence]).tolist())
-    senones = np.array(sorted(occurring), np.int32)
+    survey = Survey.of(files, settings.keep_silence)
     writer = PreparedWriter(output, STREAMS, frame_type)
     for part, part_writer in (("train", writer.train), ("heldout", writer.heldout)):
-        _write(part_writer, files[part], settings.keep_silence, speakers, part, senones)
-    np.save(output / "senones.npy", senones)  # what each state is called by the aligner's model
+        _write(part_writer, files[part], settings.keep_silence, part, survey)
+    np.save(output / "senones.npy", survey.senones)  # what each state is called by the aligner's model
     made_by = {
         **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()},
         **{name: version(name) for name in ("pocketsphinx", "soundfile", "torchaudio")},
     }
-    silence = np.searchsorted(senones, sorted(silent)).tolist()
-    manifest = writer.finish(title, made_by, silence, states=len(senones) or None)
+    manifest = writer.finish(title, made_by, survey.silence, states=len(survey.senones) or None)
     shutil.rmtree(folder)
     return manifest
 
@@ -228,13 +241,12 @@ def _write(
     writer: PartWriter,
     files: list[Path],
     keep_silence: int | None,
-    speakers: dict[str, MeanAndVariance],
     part: str,
-    senones: np.ndarray,
+    survey: Survey,
 ) -> None:
     for measured in _utterances(files, keep_silence):
-        frames = speakers[f"{part} {measured.speaker}"].normalise(measured.frames)
-        states = np.searchsorted(senones, measured.states)
+        frames = survey.speakers[part, measured.speaker].normalise(measured.frames)
+        states = np.searchsorted(survey.senones, measured.states)
         writer.add(Utterance(measured.name, measured.speaker, frames, states, measured.inputs.encode()))
     for file in files:
         for name, reason, detail in _load(file).skipped:
@@ -286,4 +298,4 @@ def _check_same(folder: Path, parts: dict[str, list[Spoken]], settings: Settings
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, key.hexdigest())
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        raise DataError(f"cannot write to {folder}: {error.strerror}") from error

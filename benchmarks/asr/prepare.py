@@ -65,7 +65,9 @@ def _source(sources, name: str, work, help_line: str) -> argparse.ArgumentParser
     p.add_argument("--train", type=Path, required=True, metavar="DIR")
     p.add_argument("--heldout", type=Path, required=name == "kaldi", metavar="DIR")
     p.add_argument("--output", type=Path, required=True, metavar="DIR")
-    p.add_argument("--title", help="what to call the data beside results (default: the name of the --train folder)")
+    p.add_argument(
+        "--title", help="what to call the data beside results (default: the last two names of the --train folder)"
+    )
     p.add_argument("--frame-type", choices=FRAME_TYPES, default="float32", help="float16 halves the files")
     return p
 
@@ -101,7 +103,7 @@ def from_kaldi(given: argparse.Namespace) -> Manifest:
 
 
 def _title(given: argparse.Namespace) -> str:
-    return given.title or given.train.resolve().name
+    return given.title or "/".join(given.train.resolve().parts[-2:])
 
 
 def _numbers(text: str | None) -> list[int] | None:
