@@ -191,8 +191,8 @@ def _piece_of_worker(path: Path, utterances: list[Spoken]) -> None:
 
 
 class Survey(NamedTuple):
-    """What must be known of all utterances before one is written. speakers: by part and name; senones: those that occur,
-    in order, which are the states 0, 1, ...; silence: those of these states that are."""
+    """What must be known of all utterances before one is written. speakers: by part and name; senones: those that
+    occur, in order, which are the states 0, 1, ...; silence: those of these states that are."""
 
     speakers: dict[tuple[str, str], MeanAndVariance]
     senones: np.ndarray
