@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from horovod_dpsgd.algorithms import Algorithm
 from horovod_dpsgd.learners import Learners
@@ -13,10 +14,11 @@ from horovod_dpsgd.training.task import Score, Task, to_device
 
 @dataclass(frozen=True)
 class Heldout:
-    """Mean loss a sample (nats) and error in per cent."""
+    """Mean loss a sample (nats) and error in per cent; the same for each of the task's groups of samples, by name."""
 
     loss: float
     error_percent: float
+    groups: dict[str, Heldout] = field(default_factory=dict)
 
 
 def evaluate_averaged(algorithm: Algorithm, task: Task) -> Heldout:
@@ -24,12 +26,12 @@ def evaluate_averaged(algorithm: Algorithm, task: Task) -> Heldout:
     us = algorithm.learners
     with algorithm.averaged():
         share = _score(algorithm, task, us.rank, us.size)
-    return _mean(Score(*us.sum(torch.tensor(share, dtype=torch.float64)).tolist()))
+    return _mean(us.sum(share), task)
 
 
 def evaluate_own(algorithm: Algorithm, task: Task) -> list[Heldout]:
     """Every learner's own model on the whole held-out part, by rank. Collective."""
-    return algorithm.learners.gather(_mean(_score(algorithm, task, 0, 1)))
+    return algorithm.learners.gather(_mean(_score(algorithm, task, 0, 1), task))
 
 
 def consensus_distance(algorithm: Algorithm) -> float:
@@ -41,15 +43,24 @@ def consensus_distance(algorithm: Algorithm) -> float:
 
 
 @torch.no_grad()
-def _score(algorithm: Algorithm, task: Task, shard: int, shards: int) -> Score:
+def _score(algorithm: Algorithm, task: Task, shard: int, shards: int) -> Tensor:
+    """Sums of loss, errors and samples, float64 [1 + groups, 3]: of all samples, and of each group."""
     model, device = algorithm.model, algorithm.parameters.device.type
     training = model.training
     model.eval()
-    batches = task.shard_batches("heldout", shard, shards)
-    scores = [task.score(model, to_device(batch, device)) for batch in batches]
+    sums = torch.zeros(1 + len(task.groups), 3, dtype=torch.float64)
+    for batch in task.shard_batches("heldout", shard, shards):
+        score = task.score(model, to_device(batch, device))
+        sums += torch.tensor([_sums(score), *map(_sums, score.groups)], dtype=torch.float64)
     model.train(training)
-    return Score(*(sum(column) for column in zip(*scores, strict=True))) if scores else Score(0.0, 0.0, 0.0)
+    return sums
 
 
-def _mean(sums: Score) -> Heldout:
-    return Heldout(sums.loss / sums.samples, 100 * sums.errors / sums.samples)
+def _sums(score: Score) -> list[float]:
+    return [score.loss, score.errors, score.samples]
+
+
+def _mean(sums: Tensor, task: Task) -> Heldout:
+    """Of a group without samples: NaN."""
+    everything, *groups = (Heldout(float(row[0] / row[2]), float(100 * row[1] / row[2])) for row in sums)
+    return replace(everything, groups=dict(zip(task.groups, groups, strict=True)))

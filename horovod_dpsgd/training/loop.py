@@ -295,7 +295,10 @@ class Trainer:
         return dict(sorted(everyone.items()))
 
     def _log_heldout(self, heldout: Heldout) -> None:
-        self.log.metrics(self.step, {"heldout_loss": heldout.loss, "heldout_error_percent": heldout.error_percent})
+        metrics = {"heldout_loss": heldout.loss, "heldout_error_percent": heldout.error_percent}
+        for name, group in heldout.groups.items():
+            metrics |= {f"heldout_{name}_loss": group.loss, f"heldout_{name}_error_percent": group.error_percent}
+        self.log.metrics(self.step, metrics)
 
     def _log_dynamics(self, step: int, batch: Batch, lr: float) -> float:
         """Measure and log the dynamics of the step that is under way; return the seconds it took."""
@@ -383,6 +386,11 @@ class Trainer:
                 "loss": heldout.loss,
                 "error_percent": heldout.error_percent,
                 **self.task.heldout_figures(heldout.loss),
+                "groups": {
+                    name: {"loss": group.loss, "error_percent": group.error_percent}
+                    for name, group in heldout.groups.items()
+                }
+                or None,
             },
             "heldout_by_learner": {"error_percent": [each.error_percent for each in own]},
             "consensus_distance": consensus_distance(self.algorithm),

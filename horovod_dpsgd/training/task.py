@@ -21,18 +21,20 @@ class Score(NamedTuple):
     loss: float  # the sum of the samples' losses, nats
     errors: float
     samples: float
+    groups: tuple[Score, ...] = ()  # the same for those samples that belong to each of the task's groups
 
 
 class Task(ABC):
     """One data set and loss; a new task is a subclass of this in `benchmarks/`.
 
     samples: in the training set; classes: K, so that ln K is the loss of knowing nothing; data: what it was trained on,
-    in words fit to stand beside a result.
+    in words fit to stand beside a result; groups: kinds of held-out samples to be scored on their own too, by name.
     """
 
     samples: int
     classes: int
     data: str
+    groups: tuple[str, ...] = ()
 
     @abstractmethod
     def make_model(self) -> nn.Module:
