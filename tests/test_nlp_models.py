@@ -66,6 +66,12 @@ def test_the_model_is_its_equations():
     torch.testing.assert_close(models.logits(model, tokens), h @ model.tokens.weight.t())
 
 
+def test_a_compiled_model_is_called_as_the_model():
+    model, tokens = small().eval(), torch.randint(0, 50, (2, 9))
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(models.logits(compiled, tokens), models.logits(model, tokens))
+
+
 def test_dropout_is_on_in_training_alone():
     model, tokens = small(dropout=0.5), torch.randint(0, 50, (2, 9))
     assert not torch.equal(model(tokens), model(tokens))
