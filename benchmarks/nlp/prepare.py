@@ -2,8 +2,8 @@
 
     python benchmarks/nlp/prepare.py --recipe wikitext103 --data-dir DIR
 
-Learners do this too, one of a node while the others wait; but those give up after --stall-timeout. It may be
-interrupted and started again, and goes on where it was.
+Learners do this too, one of a node while the others wait. It may be interrupted and started again, and goes on where it
+was.
 """
 
 import argparse
