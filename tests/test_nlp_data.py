@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from horovod_dpsgd.training.task import Part, Sampler
 tokenizers = pytest.importorskip("tokenizers")
 RECIPES = Path(benchmarks.nlp.__file__).parent / "recipes"
 WORDS = ["the", "whale", "and", "a", "ship", "sailing", "north", "again", "é", "<unk>"]
+TRY_LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 PARTS = {"train": 300, "valid": 60, "test": 40}
 
 
@@ -141,6 +143,19 @@ def test_wikitext_is_fetched_once_by_the_datasets_library(tmp_path, cache, monke
         assert list(found.heldout.lines()) == lines("valid")
     assert [split for *_, split in asked] == ["train", "validation", "test"]
     assert set(asked[0][:2]) == {"Salesforce/wikitext", "wikitext-103-v1"}
+
+
+def test_nodes_that_share_a_cache_fetch_one_after_the_other(cache, monkeypatch):
+    """What one of them has tokenized already must not be written anew by another."""
+
+    def load_dataset(*_, **__):
+        (lock,) = cache.rglob(".lock")
+        other_node = subprocess.run([sys.executable, "-c", TRY_LOCK, lock], capture_output=True, text=True)
+        assert "BlockingIOError" in other_node.stderr or "PermissionError" in other_node.stderr
+        return {"text": lines("valid")}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert corpora.find("wikitext103", None, "valid", may_fetch=True)
 
 
 def test_what_cannot_be_fetched_is_said_in_one_line(monkeypatch):
