@@ -109,11 +109,13 @@ def test_every_layout_is_found(tmp_path, name, inside, pattern, names, part):
 
 
 def test_parquet_files_give_the_same_lines(tmp_path):
-    """Line ends inside a row or at its end; and empty lines as empty rows, as the hub's WikiText has them."""
+    """Line ends inside a row or at its end; and empty lines as empty rows, as the hub's WikiText has them,
+    or as missing ones."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     rows = [f" {line} \n" if line else "" for line in lines("train")]
+    rows[rows.index("")] = None
     for number, some in enumerate((rows[:100], rows[100:])):
         parquet.write_table(pyarrow.table({"text": some}), tmp_path / f"train-0000{number}-of-2.parquet")
     parquet.write_table(pyarrow.table({"text": ["\n".join(lines("valid")) + "\n"]}), tmp_path / "validation.parquet")
@@ -276,6 +278,13 @@ def word_pieces(folder: Path) -> Path:
 def test_a_given_tokenizer_is_used_as_it_is(tmp_path, file):
     encoder = Given(str(word_pieces(tmp_path / "own") / file), may_fetch=False).encoder()
     assert encoder.encode(["the whale <unk>", "", "a ship"]).tolist() == [2, 3, 0, 1, 1, 5, 6, 1]
+
+
+def test_numbers_that_no_token_has_are_counted_too(tmp_path):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "[SEP]": 1, "whale": 9}, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    encoder = Encoder(tokenizer)
+    assert encoder.vocabulary == 10 and max(encoder.encode(["a whale"])) == 9
 
 
 def test_a_given_tokenizer_in_a_task(text, tmp_path):

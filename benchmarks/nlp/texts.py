@@ -51,7 +51,8 @@ class PlainText(Text):
 
 
 class ParquetText(Text):
-    """The column "text" of parquet files, as data sets on the hub have it: a row is a line, or some."""
+    """The column "text" of parquet files, as data sets on the hub have it: a row is a line, or some; a missing one, an
+    empty line."""
 
     def lines(self) -> Iterator[str]:
         try:
@@ -62,7 +63,7 @@ class ParquetText(Text):
             try:
                 for batch in parquet.ParquetFile(path).iter_batches(columns=["text"]):
                     for row in batch.column("text").to_pylist():
-                        yield from (line.strip(" ") for line in row.removesuffix("\n").split("\n"))
+                        yield from (line.strip(" ") for line in (row or "").removesuffix("\n").split("\n"))
             except (OSError, ValueError, KeyError) as error:  # pyarrow's own are of these
                 raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
