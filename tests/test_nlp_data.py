@@ -471,14 +471,15 @@ def guessing(text, monkeypatch):
     return made, token_files.load(source, TrainedHere(source, 300), "text-train").counts
 
 
-def test_guessing_by_frequencies_has_the_unigram_loss(guessing):
-    """But for the first token of each block and the end of the text, which nobody predicts."""
-    made, counts = guessing
+@pytest.mark.parametrize("blocks", [None, 5])
+def test_guessing_by_frequencies_has_the_unigram_loss(text, guessing, blocks):
+    _, counts = guessing
+    made = task("text", text, heldout_blocks=blocks)
     model = Frequencies(counts)
     scores = [made.score(model, batch) for batch in made.shard_batches("heldout", 0, 1)]
     loss, errors, tokens = (sum(column) for column in zip(*scores, strict=True))
-    assert tokens == 15 * len(made.heldout)
-    assert loss / tokens == pytest.approx(made.unigram_loss, rel=0.02)
+    assert tokens == 15 * (blocks or len(made.heldout))
+    assert loss / tokens == pytest.approx(made.unigram_loss, rel=1e-5)
     assert 0 < errors < tokens
     ((batch),) = made.train_batches([torch.arange(made.samples)])
     assert made.loss(model, batch).item() == pytest.approx(unigram.cross_entropy(counts, counts), rel=0.02)

@@ -59,10 +59,11 @@ class LanguageTask(Task):
         self.classes = train.vocabulary
         self.train, self.heldout = (self._blocks(each, title) for each in (train, heldout))
         self.entropy = unigram.entropy(train.counts)
-        self.unigram_loss = unigram.cross_entropy(heldout.counts, train.counts)
         self.tokens_per_word = heldout.per_word
         self.samples = SYNTHETIC_BLOCKS if recipe.synthetic else len(self.train)
         self.evaluated = self._evaluated()
+        predicted = np.bincount(self.heldout[self.evaluated, 1:].ravel(), minlength=self.classes)
+        self.unigram_loss = unigram.cross_entropy(predicted, train.counts)
         self.model = models.find(recipe.model, self.classes, self.options.block_size, recipe.model_options, may_fetch)
         self.data = (
             f"{title}, {len(train.numbers):,} tokens of {self.classes:,} different ones, unigram entropy "
@@ -155,7 +156,8 @@ class LanguageTask(Task):
         return self.entropy
 
     def heldout_figures(self, loss: float) -> dict[str, float]:
-        """Perplexity of a token and of a word, and the loss of guessing by frequencies, where a diverged run is.
+        """Perplexity of a token and of a word, and the loss of guessing the same tokens by frequencies, where a diverged
+        run is.
 
         Words are what white space separates, and line ends.
         """
