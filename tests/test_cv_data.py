@@ -62,9 +62,8 @@ def models(monkeypatch) -> None:
 def recipe(task: str, data_dir: Path | None, **keys) -> SimpleNamespace:
     """What the task looks at of a recipe."""
     defaults = {"model": "linear", "model_options": {}, "data_options": {}, "synthetic": False}
-    return SimpleNamespace(
-        **{"task": task, "data_dir": data_dir, **defaults, "seed": 3, "batch_size": 8, "device": "cpu", **keys}
-    )
+    training = {"seed": 3, "batch_size": 8, "accumulate": 1, "device": "cpu"}
+    return SimpleNamespace(**{"task": task, "data_dir": data_dir, **defaults, **training, **keys})
 
 
 def task(name: str, data_dir: Path | None, **data_options) -> ImageTask:

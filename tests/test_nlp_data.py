@@ -67,8 +67,11 @@ def recipe(task: str, data_dir: Path | None, **keys) -> SimpleNamespace:
     """What the task looks at of a recipe."""
     options = {"block_size": 16, "vocabulary": 300} | keys.pop("data_options", {})
     small = {"width": 8, "hidden": 8, "heads": 2, "layers": 1, "dropout": 0.0}
-    defaults = {"model": "transformer", "model_options": small, "synthetic": False, "device": "cpu", "batch_size": 8}
-    return SimpleNamespace(**{"task": task, "data_dir": data_dir, "data_options": options, **defaults, **keys})
+    defaults = {"model": "transformer", "model_options": small, "synthetic": False, "device": "cpu"}
+    training = {"batch_size": 8, "accumulate": 1}
+    return SimpleNamespace(
+        **{"task": task, "data_dir": data_dir, "data_options": options, **defaults, **training, **keys}
+    )
 
 
 def task(name: str, data_dir: Path | None, **data_options) -> LanguageTask:
@@ -438,6 +441,11 @@ def test_shards_cover_every_block_once(text, part, monkeypatch):
     blocks = made.train if part == "train" else made.heldout
     seen = np.concatenate([b[0].numpy() for shard in range(3) for b in made.shard_batches(part, shard, 3)])
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, blocks.tolist()))
+
+
+def test_training_blocks_come_in_no_larger_batches_than_are_trained_on_at_once(text):
+    made = LanguageTask(recipe("text", text, batch_size=24, accumulate=2))
+    assert max(len(tokens) for (tokens,) in made.shard_batches("train", 0, 3)) == 24 // 3 // 2
 
 
 def test_held_out_blocks_may_be_fewer(text):

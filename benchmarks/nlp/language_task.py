@@ -134,8 +134,9 @@ class LanguageTask(Task):
     def shard_batches(self, part: str, shard: int, shards: int) -> Iterator[Batch]:
         blocks, numbers = (self.train, np.arange(self.samples)) if part == "train" else (self.heldout, self.evaluated)
         batch = max(1, EVALUATION_LOGITS[self.recipe.device] // (self.options.block_size * self.classes))
-        if part == "train":  # gradients are wanted of these, and only of the training batch is it known that they fit
-            batch = max(1, min(batch, self.recipe.batch_size // shards))
+        if part == "train":  # gradients are wanted of these, and only what is trained on at once is known to fit
+            at_once = self.recipe.batch_size // shards // self.recipe.accumulate
+            batch = max(1, min(batch, at_once))
         mine = numbers[shard::shards] % len(blocks)
         for at in range(0, len(mine), batch):
             yield _batch(blocks, mine[at : at + batch])
@@ -156,8 +157,8 @@ class LanguageTask(Task):
         return self.entropy
 
     def heldout_figures(self, loss: float) -> dict[str, float]:
-        """Perplexity of a token and of a word, and the loss of guessing the same tokens by frequencies, where a diverged
-        run is.
+        """Perplexity of a token and of a word, and the loss of guessing by frequencies, where a diverged run is, on the
+        same tokens.
 
         Words are what white space separates, and line ends.
         """

@@ -33,8 +33,8 @@ LINE_ENDS = ("[SEP]", "</s>", "<|endoftext|>")  # of tokenizers that drop "\n"
 class Encoder:
     """What a tokenizer of the `tokenizers` library makes of lines. Each ends with a token, "\\n" where there is one.
 
-    vocabulary: how many numbers a token may have, from 0 on (in some tokenizers a few are nobody's); digest: of all that
-    the tokenizer is.
+    vocabulary: how many numbers a token may have, from 0 on (in some tokenizers a few are nobody's); digest: of all
+    that the tokenizer is.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
