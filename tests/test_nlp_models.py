@@ -174,7 +174,9 @@ def test_any_key_of_its_configuration_may_be_given(library):
 def test_a_key_that_gpt2_does_not_have_is_named(library):
     assert "a gpt2 model's configuration has no 'n_heads'" in complaint("gpt2", n_heads=4)
     assert "vocab_size cannot be chosen" in complaint("gpt2", vocab_size=4)
-    assert "transformers cannot make this gpt2 model" in complaint("gpt2", n_embd=25, n_head=4)
+    for heads in (4, 0):
+        assert "transformers cannot make this gpt2 model" in complaint("gpt2", n_embd=25, n_head=heads)
+    assert "model gpt2 has 11 positions: data_options.block_size must not be above" in complaint("gpt2", n_positions=11)
 
 
 @pytest.fixture
