@@ -10,7 +10,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file under another name, and give it its own when it is on disk."""
     partial = path.with_name(f".{path.name}.partial")
     if isinstance(content, str):
-        partial.write_text(content)
+        partial.write_text(content, encoding="utf-8")
     else:
         partial.write_bytes(content)
     sync(partial)
