@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.nlp.cache import alone_in, cache_folder
+from benchmarks.cache import alone_in, cache_folder
 from benchmarks.nlp.texts import ParquetText, PlainText, Text
 from horovod_dpsgd.errors import DataError
 

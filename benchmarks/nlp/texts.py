@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_dpsgd.errors import DataError
-
-PIECE = 2**20  # bytes that are hashed at once
+from horovod_dpsgd.training.files import sha256
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,3 @@ class ParquetText(Text):
                         yield from (line.strip(" ") for line in (row or "").removesuffix("\n").split("\n"))
             except (OSError, ValueError, KeyError) as error:  # pyarrow's own are of these
                 raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from benchmarks.nlp.cache import alone_in, cache_folder
+from benchmarks.cache import alone_in, cache_folder
 from benchmarks.nlp.texts import Text
 from horovod_dpsgd.errors import DataError
 from horovod_dpsgd.training.files import write_whole
