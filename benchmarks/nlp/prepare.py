@@ -1,4 +1,4 @@
-"""Fetch and tokenize a recipe's text, so that learners find it done. On each host, or where all share a home folder.
+"""Fetch and tokenize a recipe's text, so that learners find it done. On each host, or once for all that share a home.
 
     python benchmarks/nlp/prepare.py --recipe wikitext103 --data-dir DIR
 
