@@ -27,6 +27,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 import benchmarks.cv
+from benchmarks.cache import cache_folder
 from benchmarks.cv import class_folders, datasets, image_task, in_memory
 from benchmarks.cv.augment import CropAndFlip, crop_and_flip
 from benchmarks.cv.image_task import ImageTask
@@ -62,9 +63,8 @@ def models(monkeypatch) -> None:
 def recipe(task: str, data_dir: Path | None, **keys) -> SimpleNamespace:
     """What the task looks at of a recipe."""
     defaults = {"model": "linear", "model_options": {}, "data_options": {}, "synthetic": False}
-    return SimpleNamespace(
-        **{"task": task, "data_dir": data_dir, **defaults, "seed": 3, "batch_size": 8, "device": "cpu", **keys}
-    )
+    training = {"seed": 3, "batch_size": 8, "accumulate": 1, "device": "cpu"}
+    return SimpleNamespace(**{"task": task, "data_dir": data_dir, **defaults, **training, **keys})
 
 
 def task(name: str, data_dir: Path | None, **data_options) -> ImageTask:
@@ -621,7 +621,7 @@ def test_a_cache_that_cannot_be_written_is_named(cifar, cache):
 def test_the_default_cache(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert in_memory.default_cache() == Path("/home/somebody/.cache/horovod_dpsgd/images")
+    assert cache_folder("images") == Path("/home/somebody/.cache/horovod_dpsgd/images")
 
 
 # ---- noise, and recipes ----

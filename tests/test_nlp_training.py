@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -38,10 +39,11 @@ def test_every_form_of_model_trains_by_every_algorithm(mpirun, tmp_path):
 
 
 def test_a_run_on_text_is_resumed_bit_for_bit_and_says_what_it_found(mpirun, tmp_path, small):
-    options = [*small, "--set", "model_options.dropout=0.1", "--set", "mix_moments=true", "--checkpoint-every", 4]
-    mpirun(2, TRAIN, *options, "--max-steps", 12, "--set", "decay=constant", "--output", tmp_path / "whole")
-    mpirun(2, TRAIN, *options, "--max-steps", 8, "--set", "decay=constant", "--output", tmp_path / "parts")
-    mpirun(2, TRAIN, "--max-steps", 12, "--output", tmp_path / "parts", "--resume")
+    options = ["--set", "model_options.dropout=0.1", "--set", "mix_moments=true", "--checkpoint-every", 8]
+    mpirun(2, TRAIN, *small, *options, "--max-steps", 12, "--output", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts/checkpoints/step-00000012")  # as if it had been interrupted before
+    mpirun(2, TRAIN, "--output", tmp_path / "parts", "--resume")
     for rank in range(2):
         whole, parts = (
             torch.load(tmp_path / run / f"checkpoints/step-00000012/learner-{rank:03d}.pt", weights_only=False)
@@ -57,15 +59,7 @@ def test_a_run_on_text_is_resumed_bit_for_bit_and_says_what_it_found(mpirun, tmp
     assert f"unigram entropy {ended['chance_loss']:.4f}" in ended["data"]
 
 
-@pytest.mark.parametrize(
-    ("words", "error"),
-    [
-        (["--set", "model=lstm"], "unknown model 'lstm'"),
-        (["--data-dir", "/nowhere"], "--data-dir /nowhere is not a folder"),
-        (["--set", "accumulate=5"], "accumulate 5: the 6 samples of a learner cannot be cut so"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_2(mpirun, tmp_path, small, words, error):
-    done = mpirun(2, TRAIN, *small, *words, "--output", tmp_path / "run", status=2)
+def test_bad_input_is_one_line_and_status_2(mpirun, tmp_path, small):
+    done = mpirun(2, TRAIN, *small, "--data-dir", "/nowhere", "--output", tmp_path / "run", status=2)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("train.py: error")]
-    assert error in line
+    assert "--data-dir /nowhere is not a folder" in line

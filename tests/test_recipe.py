@@ -120,6 +120,9 @@ def test_all_wrong_keys_are_named_at_once(folder):
         ({"decay": "exponential"}, ["decay_epochs", "exponential"]),
         ({"nesterov": True}, ["nesterov", "momentum"]),
         ({"optimizer": "adam", "momentum": 0.9}, ["adam", "momentum"]),
+        ({"optimizer": "adam", "mix_moments": True, "algo": "adpsgd"}, ["mix_moments", "dpsgd"]),
+        ({"optimizer": "adam", "mix_moments": True, "compression": "bfloat16"}, ["mix_moments", "compression"]),
+        ({"mix_moments": True}, ["mix_moments", "momentum"]),
         ({"device": "cuda"}, ["cuda"]),
     ],
 )
@@ -212,6 +215,13 @@ def test_a_batch_that_learners_cannot_share_is_refused(folder, size):
     else:
         line = complaint(recipe.check_learners, size)
         assert "batch_size 100" in line and str(size) in line
+
+
+def test_parts_that_a_learner_s_batch_cannot_be_cut_into_are_refused(folder):
+    recipe = load(folder, BASE | {"accumulate": 5})
+    recipe.check_learners(4)
+    line = complaint(recipe.check_learners, 2 * 5 * 5)
+    assert "accumulate 5: the 2 samples of a learner cannot be cut so" in line
 
 
 def test_a_slow_learner_that_is_not_there_is_refused(folder):

@@ -162,8 +162,9 @@ class ImageTask(Task):
     def shard_batches(self, part: str, shard: int, shards: int) -> Iterator[Batch]:
         images, samples = (self.train, self.chosen) if part == "train" else (self.heldout, np.arange(len(self.heldout)))
         batch = max(1, EVALUATION_PIXELS[self.recipe.device] // self.size**2)
-        if part == "train":  # gradients are wanted of these, and only of the training batch is it known that they fit
-            batch = max(1, min(batch, self.recipe.batch_size // shards))
+        if part == "train":  # gradients are wanted of these, and only what is trained on at once is known to fit
+            at_once = self.recipe.batch_size // shards // self.recipe.accumulate
+            batch = max(1, min(batch, at_once))
         mine = samples[shard::shards]
         return images.batches(Request(mine[at : at + batch], None) for at in range(0, len(mine), batch))
 

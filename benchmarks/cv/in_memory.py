@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.cache import cache_folder
 from benchmarks.cv.augment import CropAndFlip
 from benchmarks.cv.images import Images, Request
 from horovod_dpsgd.errors import DataError
@@ -80,18 +81,13 @@ class RandomImages(InMemoryImages):
         return samples % len(self.pixels)
 
 
-def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/horovod_dpsgd/images`, or the same below `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "horovod_dpsgd" / "images"
-
-
 def load(source: Source, name: str, cache: Path | None = None) -> Decoded:
     """The decoded images, mapped read-only from the cache, into which they are put if they are not there.
 
     Safe in many processes at once; but each of them would decode, so let one of a node come first.
     Raises DataError if the files are damaged, or the cache cannot be written.
     """
-    cache = cache or default_cache()
+    cache = cache or cache_folder("images")
     folder = cache / f"{name}-{hashlib.sha256(repr((FORMAT, source.state())).encode()).hexdigest()[:16]}"
     mapped = _map(folder)
     if mapped is None:

@@ -12,12 +12,11 @@ Layouts: wiki.train.tokens or wiki.train.raw, train.txt, or train*.parquet with 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.nlp.cache import cache_folder
+from benchmarks.cache import alone_in, cache_folder
 from benchmarks.nlp.texts import ParquetText, PlainText, Text
 from horovod_dpsgd.errors import DataError
 
@@ -100,13 +99,20 @@ def _part(folder: Path, part: str) -> Text | None:
 
 
 def _fetched(on_the_hub: tuple[str, str], may_fetch: bool) -> Path | None:
-    """A folder with the parts of a data set of the hub, into which one of each node puts them if they are not there."""
+    """A folder with the parts of a data set of the hub, into which one of each node puts them if they are not there.
+
+    Where nodes share a cache the first one does it: the files of another would seem to be changed while it reads them.
+    """
     folder = cache_folder("texts") / on_the_hub[1]
-    missing = [part for part in NAMES if not (folder / f"{part}.txt").is_file()]
-    if missing and may_fetch:
-        for part in missing:
-            _write_lines(folder / f"{part}.txt", _rows(on_the_hub, NAMES[part][-1]))
-    return folder if folder.is_dir() else None
+    if may_fetch:
+        try:
+            with alone_in(folder):
+                for part in NAMES:
+                    if not (folder / f"{part}.txt").is_file():
+                        _write_lines(folder / f"{part}.txt", _rows(on_the_hub, NAMES[part][-1]))
+        except OSError as error:
+            raise DataError(f"cannot write to the cache {folder} ({error.strerror}); set XDG_CACHE_HOME") from error
+    return folder if (folder / "train.txt").is_file() else None
 
 
 def _rows(on_the_hub: tuple[str, str], split: str) -> Iterable[str]:
@@ -124,11 +130,7 @@ def _rows(on_the_hub: tuple[str, str], split: str) -> Iterable[str]:
 
 
 def _write_lines(path: Path, rows: Iterable[str]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(row if row.endswith("\n") else f"{row}\n" for row in rows)
-        partial.rename(path)
-    except OSError as error:
-        raise DataError(f"cannot write to the cache {path.parent} ({error.strerror}); set XDG_CACHE_HOME") from error
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(row if row.endswith("\n") else f"{row}\n" for row in rows)
+    partial.rename(path)

@@ -59,10 +59,11 @@ class LanguageTask(Task):
         self.classes = train.vocabulary
         self.train, self.heldout = (self._blocks(each, title) for each in (train, heldout))
         self.entropy = unigram.entropy(train.counts)
-        self.unigram_loss = unigram.cross_entropy(heldout.counts, train.counts)
         self.tokens_per_word = heldout.per_word
         self.samples = SYNTHETIC_BLOCKS if recipe.synthetic else len(self.train)
         self.evaluated = self._evaluated()
+        predicted = np.bincount(self.heldout[self.evaluated, 1:].ravel(), minlength=self.classes)
+        self.unigram_loss = unigram.cross_entropy(predicted, train.counts)
         self.model = models.find(recipe.model, self.classes, self.options.block_size, recipe.model_options, may_fetch)
         self.data = (
             f"{title}, {len(train.numbers):,} tokens of {self.classes:,} different ones, unigram entropy "
@@ -133,8 +134,9 @@ class LanguageTask(Task):
     def shard_batches(self, part: str, shard: int, shards: int) -> Iterator[Batch]:
         blocks, numbers = (self.train, np.arange(self.samples)) if part == "train" else (self.heldout, self.evaluated)
         batch = max(1, EVALUATION_LOGITS[self.recipe.device] // (self.options.block_size * self.classes))
-        if part == "train":  # gradients are wanted of these, and only of the training batch is it known that they fit
-            batch = max(1, min(batch, self.recipe.batch_size // shards))
+        if part == "train":  # gradients are wanted of these, and only what is trained on at once is known to fit
+            at_once = self.recipe.batch_size // shards // self.recipe.accumulate
+            batch = max(1, min(batch, at_once))
         mine = numbers[shard::shards] % len(blocks)
         for at in range(0, len(mine), batch):
             yield _batch(blocks, mine[at : at + batch])
@@ -155,7 +157,8 @@ class LanguageTask(Task):
         return self.entropy
 
     def heldout_figures(self, loss: float) -> dict[str, float]:
-        """Perplexity of a token and of a word, and the loss of guessing by frequencies, where a diverged run is.
+        """Perplexity of a token and of a word, and the loss of guessing by frequencies, where a diverged run is, on the
+        same tokens.
 
         Words are what white space separates, and line ends.
         """

@@ -1,9 +1,9 @@
-"""Fetch and tokenize a recipe's text, so that learners find it done. On each host, or where all share a home folder.
+"""Fetch and tokenize a recipe's text, so that learners find it done. On each host, or once for all that share a home.
 
     python benchmarks/nlp/prepare.py --recipe wikitext103 --data-dir DIR
 
-Learners do this too, one of a node while the others wait; but those give up after --stall-timeout. It may be
-interrupted and started again, and goes on where it was.
+Learners do this too, one of a node while the others wait. It may be interrupted and started again, and goes on where it
+was.
 """
 
 import argparse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_dpsgd.errors import DataError
-
-PIECE = 2**20  # bytes that are hashed at once
+from horovod_dpsgd.training.files import sha256
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ class PlainText(Text):
 
 
 class ParquetText(Text):
-    """The column "text" of parquet files, as data sets on the hub have it: a row is a line, or some."""
+    """The column "text" of parquet files, as data sets on the hub have it: a row is a line, or some; a missing one, an
+    empty line."""
 
     def lines(self) -> Iterator[str]:
         try:
@@ -62,14 +61,6 @@ class ParquetText(Text):
             try:
                 for batch in parquet.ParquetFile(path).iter_batches(columns=["text"]):
                     for row in batch.column("text").to_pylist():
-                        yield from (line.strip(" ") for line in row.removesuffix("\n").split("\n"))
+                        yield from (line.strip(" ") for line in (row or "").removesuffix("\n").split("\n"))
             except (OSError, ValueError, KeyError) as error:  # pyarrow's own are of these
                 raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from benchmarks.nlp.cache import alone_in, cache_folder
+from benchmarks.cache import alone_in, cache_folder
 from benchmarks.nlp.texts import Text
 from horovod_dpsgd.errors import DataError
 from horovod_dpsgd.training.files import write_whole
@@ -33,14 +33,15 @@ LINE_ENDS = ("[SEP]", "</s>", "<|endoftext|>")  # of tokenizers that drop "\n"
 class Encoder:
     """What a tokenizer of the `tokenizers` library makes of lines. Each ends with a token, "\\n" where there is one.
 
-    vocabulary: how many tokens there are; digest: of all that the tokenizer is.
+    vocabulary: how many numbers a token may have, from 0 on (in some tokenizers a few are nobody's); digest: of all
+    that the tokenizer is.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
-        self.vocabulary = tokenizer.get_vocab_size()
+        self.vocabulary = 1 + max(tokenizer.get_vocab().values(), default=-1)
         self.digest = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
         unknown = getattr(tokenizer.model, "unk_token", None)
         self._unknown = unknown if unknown and tokenizer.token_to_id(UNKNOWN) is None else UNKNOWN

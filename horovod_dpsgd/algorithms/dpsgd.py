@@ -65,6 +65,10 @@ class DPSGD(Decentralized):
     def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
         return self.exchange.bytes_sent(step, between_nodes) + self.moments.bytes_sent(step, between_nodes)
 
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return state | {"optimizer": self.moments.copied(state["optimizer"])}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.moments.settle()
         super().load_state_dict(state)

@@ -9,6 +9,7 @@ paper does not say what becomes of the moments; this is an option, and three tim
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,10 @@ class LocalMoments:
     def restart(self, step: int) -> None:
         """Begin again at `step` with the state that the optimizer has now. Collective, and after `settle`."""
 
+    def copied(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's state dict, its moments copied if they lie where others read them."""
+        return state
+
     def bytes_sent(self, step: int, between_nodes: bool) -> int:
         return 0
 
@@ -63,7 +68,8 @@ class MixedMoments(LocalMoments):
             for p in filter(lambda p: p.requires_grad, group["params"]):
                 kernel.start(group, p, optimizer.state[p])
                 self._places += [(p, name) for name in kernel.names(group)]
-        tensors = nn.ParameterList(nn.Parameter(optimizer.state[p][name]) for p, name in self._places)
+        # In the parameters' strides, in which their updates are computed: torch gives momentum those of gradients
+        tensors = nn.ParameterList(torch.empty_like(p).copy_(optimizer.state[p][name]) for p, name in self._places)
         self._parameters = FlatParameters(tensors)
         self._exchange = create_exchange(self._parameters)
         self._attach()
@@ -91,6 +97,12 @@ class MixedMoments(LocalMoments):
         self._attach()
         self._exchange.restart(step)
 
+    def copied(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Copied: a file of them would hold both slots whole, and the slots end with the exchange."""
+        return state | {
+            "state": {p: {name: _copy(value) for name, value in of_p.items()} for p, of_p in state["state"].items()}
+        }
+
     def bytes_sent(self, step: int, between_nodes: bool) -> int:
         return self._exchange.bytes_sent(step, between_nodes)
 
@@ -102,3 +114,7 @@ class MixedMoments(LocalMoments):
         """The optimizer's state is what the exchange holds now, in the slot of now."""
         for tensor, (p, name) in zip(self._parameters.parameters, self._places, strict=True):
             self.optimizer.state[p][name] = tensor.data
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

@@ -8,7 +8,6 @@ size and the SHA-256 of each (as `sha256sum` prints it). All learners must see t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -25,7 +24,7 @@ import torch
 
 from horovod_dpsgd.errors import DataError
 from horovod_dpsgd.learners import Learners
-from horovod_dpsgd.training.files import sync, write_whole
+from horovod_dpsgd.training.files import sha256, sync, write_whole
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-\d{8,}")
@@ -172,14 +171,6 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 def file_name(rank: int) -> str:
     return f"learner-{rank:03d}.pt"
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def read(manifest: Manifest, rank: int) -> dict[str, Any]:

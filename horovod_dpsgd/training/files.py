@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file under another name, and give it its own when it is on disk."""
     partial = path.with_name(f".{path.name}.partial")
     if isinstance(content, str):
-        partial.write_text(content)
+        partial.write_text(content, encoding="utf-8")
     else:
         partial.write_bytes(content)
     sync(partial)
@@ -24,3 +25,11 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()

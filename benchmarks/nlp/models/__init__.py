@@ -85,5 +85,6 @@ def layer_norm_gains(model: nn.Module) -> list[Tensor]:
 
 
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:
-    """[B, T, vocabulary], from tokens [B, T]."""
-    return model(tokens) if isinstance(model, Transformer) else hugging_face.logits(model, tokens)
+    """[B, T, vocabulary], from tokens [B, T]; the model may be what torch.compile has made of one."""
+    ours = isinstance(getattr(model, "_orig_mod", model), Transformer)
+    return model(tokens) if ours else hugging_face.logits(model, tokens)

@@ -21,14 +21,18 @@ PREFIX = "hf:"  # of names and folders
 PAPER = {"n_embd": 410, "n_inner": 2100, "n_head": 10, "n_layer": 16}  # the sizes of `transformer.Shape`
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 NAMED_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-LIBRARY_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+LIBRARY_ERRORS = (
+    OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, ArithmeticError
+)  # fmt: skip
 
 
 def gpt2_config(vocabulary: int, positions: int, options: dict[str, Any]) -> PretrainedConfig:
     """GPT2Config in the paper's sizes; `options` are keys of GPT2Config that go before those."""
     config = _transformers().GPT2Config()
     sizes = PAPER | {"n_positions": positions} | dict.fromkeys(DROPOUTS, 0.1)
-    return _fitted(config, vocabulary, sizes | options)
+    config = _fitted(config, vocabulary, sizes | options)
+    _check_positions(config, "gpt2", positions)
+    return config
 
 
 def named_config(
@@ -53,9 +57,7 @@ def named_config(
             f"model {PREFIX}{name} knows {config.vocab_size} tokens, but the text has {vocabulary}: "
             "set data_options.tokenizer to the model's own"
         )
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and longest < positions:
-        raise RecipeError(f"model {PREFIX}{name} has {longest} positions: data_options.block_size must not be above")
+    _check_positions(config, PREFIX + name, positions)
     return config
 
 
@@ -101,6 +103,12 @@ def _fitted(config: PretrainedConfig, vocabulary: int, options: dict[str, Any]) 
     for name in NAMED_TOKENS:
         setattr(config, name, None)
     return config
+
+
+def _check_positions(config: PretrainedConfig, name: str, positions: int) -> None:
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and longest < positions:
+        raise RecipeError(f"model {name} has {longest} positions: data_options.block_size must not be above")
 
 
 def _load(name: str, config: PretrainedConfig, may_fetch: bool) -> nn.Module:

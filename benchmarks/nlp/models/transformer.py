@@ -84,7 +84,10 @@ class Layer(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """What nn.MultiheadAttention computes under a causal mask, by PyTorch's fused kernel: no T x T matrix is kept."""
+    """What nn.MultiheadAttention computes under a causal mask, by PyTorch's fused kernel, which keeps no T x T matrix.
+
+    On CPUs there is none with dropout.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where texts and tokens are kept between runs, beside what other benchmarks keep."""
+"""Where what benchmarks have fetched or made of it is kept between runs."""
 
 from __future__ import annotations
 
