@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import known_landscapes
@@ -172,6 +174,27 @@ def test_a_model_that_has_blown_up_is_measured_as_nan(us):
     assert all(math.isnan(value) for name, value in measured.items() if name != "gradient_diversity")
 
 
+class Dropping(Net):
+    def forward(self, x):
+        return super().forward(F.dropout(x, 0.5, self.training))
+
+
+def test_dropout_is_no_difference_between_weights(us):
+    """Delta(2) is of one loss at two places, and dropout's masks are part of that loss."""
+    problem = Problem(us, same=True)
+    problem.model = Dropping(1, torch.float64)
+    problem.model.load_state_dict(problem.at_w_j.state_dict())
+    problem.algorithm = StandIn(us, problem.model, problem.algorithm.w_a)
+    before = torch.get_rng_state()
+    measured = problem.measure(hessian=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert measured["noise_2"] == 0 and measured["noise"] == measured["noise_ssgd"] > 0
+    w_j = FlatParameters(problem.model).gather()
+    problem.algorithm.w_a = w_j + 1e-3 * (FlatParameters(Problem(us).at_w_a).gather() - w_j)
+    measured = problem.measure(hessian=True)
+    assert measured["noise_2"] == pytest.approx(measured["noise_2_first_order"], rel=0.02)
+
+
 # Eq. 5, by the whole Hessian
 
 
@@ -198,6 +221,91 @@ def test_noise_2_goes_to_its_first_order_as_the_weights_come_together(us, small)
     problem.algorithm.w_a = w_j + small * (problem.algorithm.w_a - w_j)
     measured = problem.measure(hessian=True)
     assert measured["noise_2"] == pytest.approx(measured["noise_2_first_order"], rel=20 * small)
+
+
+# Several learners
+
+N = 3
+
+
+class Together:
+    """Learners of one process, a thread each: what `measure` asks of `Learners`."""
+
+    def __init__(self, rank, table, barrier):
+        self.rank, self.size, self._table, self._barrier = rank, N, table, barrier
+
+    def gather(self, thing):
+        self._table[self.rank] = thing
+        self._barrier.wait()
+        everyone = list(self._table)
+        self._barrier.wait()
+        return everyone
+
+    def sum(self, tensor):
+        return sum(self.gather(tensor.clone()))
+
+    def mean(self, tensor):
+        return self.sum(tensor) / N
+
+    def mean_of(self, number):
+        return sum(self.gather(number)) / N
+
+    def broadcast_(self, tensor, root):
+        tensor.copy_(self.gather(tensor.clone())[root])
+
+
+def measure_together(models, w_a, batches, shards, **how):
+    """What each learner measures."""
+    table, barrier = [None] * N, threading.Barrier(N, timeout=60)
+
+    def one(rank):
+        model = models[rank]
+        algorithm = StandIn(Together(rank, table, barrier), model, w_a)
+        return measure(algorithm, lambda b: F.cross_entropy(model(b[0]), b[1]), batches[rank], shards[rank], LR, **how)
+
+    with ThreadPoolExecutor(N) as pool:
+        return [job.result() for job in [pool.submit(one, rank) for rank in range(N)]]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_learners_together_measure_what_the_formulas_sum_over_them(sampled):
+    models = [Net(seed, torch.float64) for seed in range(N)]
+    for model in models:
+        model.frozen.data.copy_(models[0].frozen)
+    w_a = sum(FlatParameters(model).gather() for model in models) / N
+    at_mean = copy.deepcopy(models[0])
+    FlatParameters(at_mean).point_to(FlatParameters(at_mean).views(w_a))
+    batches = [digits(10 + rank, 6, torch.float64) for rank in range(N)]
+    shards = [[digits(20 + 9 * rank + i, 7, torch.float64) for i in range(4 + rank % 2)] for rank in range(N)]
+    train = tuple(torch.cat(column) for column in zip(*(each for shard in shards for each in shard), strict=True))
+
+    everyone = measure_together(models, w_a, batches, shards, hessian=True, sampled=sampled)
+    assert everyone[1] == everyone[0] == everyone[2]
+    measured = everyone[0]
+
+    g_j = torch.stack([gradient(model, batch) for model, batch in zip(models, batches, strict=True)])
+    g_s = torch.stack([gradient(at_mean, batch) for batch in batches])
+    deviations = torch.stack([flat(model) - flat(at_mean) for model in models])
+    whole = hessian_at(at_mean, train)
+    first_order = sum(hessian_at(at_mean, batch) @ d for batch, d in zip(batches, deviations, strict=True)) / N
+    exact = {
+        "noise_2": LR**2 * (g_j - g_s).mean(0).square().sum(),
+        "weight_variance": deviations.square().sum() / N**2,
+        "consensus_distance": (deviations.square().sum() / N) ** 0.5,
+        "gradient_diversity": g_j.square().sum() / g_j.sum(0).square().sum(),
+        "noise_2_first_order": LR**2 * first_order.square().sum(),
+    }
+    of_the_whole = {
+        "effective_lr": LR * (g_j.mean(0) @ gradient(at_mean, train)) / gradient(at_mean, train).square().sum(),
+        "noise_2_hessian": LR**2 / N**2 * sum((whole @ d).square().sum() for d in deviations),
+    }
+    for name, value in exact.items():
+        assert measured[name] == pytest.approx(float(value), rel=1e-10), name
+    for name, value in of_the_whole.items():
+        if sampled:
+            assert measured[f"{name}_low"] < float(value) < measured[f"{name}_high"], name
+        else:
+            assert measured[name] == pytest.approx(float(value), rel=1e-10), name
 
 
 # On samples

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from horovod_dpsgd.algorithms import Algorithm
-from horovod_dpsgd.diagnostics.derivatives import gradient, hessian_vector, twice_differentiable
+from horovod_dpsgd.diagnostics.derivatives import gradient, hessian_vector, same_draws, twice_differentiable
 from horovod_dpsgd.diagnostics.intervals import Estimate, SampleMean, groups_of_a_learner, jackknife
 from horovod_dpsgd.learners import Learners
 
@@ -44,7 +44,8 @@ def measure(
     sampled: bool = False,
     hessian: bool = False,
 ) -> dict[str, float]:
-    """All of the above at this step, between begin_step and end_step. Collective; neither weights nor p.grad change.
+    """All of the above at this step, between begin_step and end_step. Collective; neither weights, p.grad, nor the
+    random state change: a network with dropout has the masks at w_a that it has at w_j, and in the step itself.
 
     loss: the model's mean loss on a batch; batch: this learner's of this step; train_shard: this learner's share of the
     training set, in batches; lr: alpha. The sums over learners are exact.
@@ -59,11 +60,13 @@ def measure(
     groups = groups_of_a_learner(us.size) if sampled else 1
 
     w_j = parameters.gather().double()
-    g_j = gradient(parameters, loss(batch)).double()
+    with same_draws(parameters):
+        g_j = gradient(parameters, loss(batch)).double()
     g_a = us.mean(g_j)
     with algorithm.averaged():
         w_a = parameters.gather().double()
-        g_at_mean = us.mean(gradient(parameters, loss(batch)).double())
+        with same_draws(parameters):
+            g_at_mean = us.mean(gradient(parameters, loss(batch)).double())
         whole = _loss_and_gradient(algorithm, loss, train_shard, groups)
 
         def of_the_whole(loss_and_g: Tensor) -> dict[str, float]:
@@ -136,10 +139,11 @@ def _loss_and_gradient(algorithm: Algorithm, loss: Loss, train_shard: Iterable[B
     """Gradient and, last, the loss over the training set at the weights the model has now."""
     parameters = algorithm.parameters
     mean = SampleMean(groups, parameters.numel + 1, parameters.device)
-    for batch in train_shard:
-        value = loss(batch)
-        g = gradient(parameters, value).double()
-        mean.add(torch.cat([g, value.detach().double().reshape(1)]), len(batch[0]))
+    with same_draws(parameters):
+        for batch in train_shard:
+            value = loss(batch)
+            g = gradient(parameters, value).double()
+            mean.add(torch.cat([g, value.detach().double().reshape(1)]), len(batch[0]))
     return mean
 
 
@@ -160,15 +164,17 @@ def _expansion(
             return hessian_vector(parameters, loss(with_batch), vector).double()
 
     groups = groups_of_a_learner(us.size) if sampled else 1
-    first_order = us.mean(product(batch, own_deviation))
+    with same_draws(parameters):
+        first_order = us.mean(product(batch, own_deviation))
     squares: list[float] = []  # |H dw_j|^2, by learner j
     squares_without: list[list[float]] = []  # the same without each of this learner's groups of samples
     for learner in range(us.size):
         deviation = own_deviation.clone()
         us.broadcast_(deviation, learner)
         mean = SampleMean(groups, parameters.numel, parameters.device)
-        for each in train_shard:
-            mean.add(product(each, deviation), len(each[0]))
+        with same_draws(parameters):
+            for each in train_shard:
+                mean.add(product(each, deviation), len(each[0]))
         squares.append(float(mean.gather(us).square().sum()))
         squares_without.append([float(rest.square().sum()) for rest in mean.without_each_group()])
     factor = lr**2 / us.size**2
