@@ -47,7 +47,7 @@ def matching_bound(sigma: float) -> float:
     theta = np.linspace(0, 1 / sigma, 20_000)[1:-1]
     # log(exp(theta) / (1 - theta sigma) + 2), where exp(theta) may be too large to be written down
     speeds = np.logaddexp(theta - np.log1p(-theta * sigma), math.log(2)) / theta
-    return float(min(speeds.min(), math.inf))
+    return float(speeds.min())
 
 
 @dataclass(frozen=True)
