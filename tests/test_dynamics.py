@@ -25,6 +25,7 @@ from horovod_dpsgd import learners
 from horovod_dpsgd.diagnostics import intervals
 from horovod_dpsgd.diagnostics.dynamics import diversity, measure, noise
 from horovod_dpsgd.parameters import FlatParameters
+from horovod_dpsgd.training.task import split
 
 LR = 0.7
 SHARD_SIZES = (5, 11, 1)  # unequal: a mean of batch means would be wrong
@@ -99,6 +100,7 @@ class Problem:
         self.batch = digits(3, 6, dtype)
         self.shard = [digits(4 + i, samples, dtype) for i, samples in enumerate(SHARD_SIZES)]
         self.train = tuple(torch.cat(column) for column in zip(*self.shard, strict=True))
+        self.parts = 1
         self.model = copy.deepcopy(self.at_w_j)
         self.algorithm = StandIn(us, self.model, FlatParameters(self.at_w_a).gather())
 
@@ -106,7 +108,7 @@ class Problem:
         def loss(batch):
             return F.cross_entropy(self.model(batch[0]), batch[1])
 
-        return measure(self.algorithm, loss, self.batch, self.shard, LR, **how)
+        return measure(self.algorithm, loss, split(self.batch, self.parts), self.shard, LR, **how)
 
     def by_hand(self):
         g = gradient(self.at_w_a, self.train)
@@ -133,6 +135,18 @@ def test_measure_matches_the_formulas(us, dtype, tolerance):
     expected = problem.by_hand()
     assert min(abs(value) for value in expected.values()) > 1e-3  # nothing is compared with 0
     assert problem.measure() == pytest.approx(expected, rel=tolerance)
+
+
+def test_a_batch_in_parts_is_measured_as_the_step_computes_it(us):
+    """With BatchNorm the parts' gradients are not those of the whole, and more than a part may not fit in memory."""
+    problem = Problem(us)
+    whole = problem.measure(hessian=True)
+    problem.parts = 3
+    assert problem.measure(hessian=True) == pytest.approx(whole, rel=1e-11)
+    sizes = []
+    problem.model.register_forward_hook(lambda net, inputs, output: sizes.append(len(inputs[0])))
+    problem.measure()
+    assert sizes == [2, 2, 2] * 2 + list(SHARD_SIZES)
 
 
 def test_at_the_mean_itself_weights_do_not_differ_and_noise_is_ssgd_s(us):
@@ -223,7 +237,20 @@ def test_noise_2_goes_to_its_first_order_as_the_weights_come_together(us, small)
     assert measured["noise_2"] == pytest.approx(measured["noise_2_first_order"], rel=20 * small)
 
 
-# Several learners
+# On samples
+
+
+def test_a_sample_that_is_everything_has_the_exact_value_inside_its_interval(us):
+    problem = Problem(us)
+    problem.shard = [digits(seed, 40, torch.float64) for seed in range(20)]
+    exact, estimated = problem.measure(hessian=True), problem.measure(sampled=True, hessian=True)
+    for name in ("effective_lr", "noise", "noise_ssgd", "full_loss", "full_gradient_norm", "noise_2_hessian"):
+        low, high = estimated[f"{name}_low"], estimated[f"{name}_high"]
+        assert low < estimated[name] < high
+        assert low < exact[name] < high
+    without_interval = ("noise_2", "noise_2_first_order", "weight_variance", "gradient_diversity")
+    assert all(estimated[name] == exact[name] for name in without_interval)
+
 
 N = 3
 
@@ -254,73 +281,44 @@ class Together:
         tensor.copy_(self.gather(tensor.clone())[root])
 
 
-def measure_together(models, w_a, batches, shards, **how):
-    """What each learner measures."""
-    table, barrier = [None] * N, threading.Barrier(N, timeout=60)
-
-    def one(rank):
-        model = models[rank]
-        algorithm = StandIn(Together(rank, table, barrier), model, w_a)
-        return measure(algorithm, lambda b: F.cross_entropy(model(b[0]), b[1]), batches[rank], shards[rank], LR, **how)
-
-    with ThreadPoolExecutor(N) as pool:
-        return [job.result() for job in [pool.submit(one, rank) for rank in range(N)]]
-
-
-@pytest.mark.parametrize("sampled", [False, True])
-def test_learners_together_measure_what_the_formulas_sum_over_them(sampled):
+def test_groups_of_all_learners_are_left_out_in_turn():
+    """Three learners, of four batches each."""
     models = [Net(seed, torch.float64) for seed in range(N)]
     for model in models:
         model.frozen.data.copy_(models[0].frozen)
-    w_a = sum(FlatParameters(model).gather() for model in models) / N
     at_mean = copy.deepcopy(models[0])
+    w_a = sum(FlatParameters(model).gather() for model in models) / N
     FlatParameters(at_mean).point_to(FlatParameters(at_mean).views(w_a))
     batches = [digits(10 + rank, 6, torch.float64) for rank in range(N)]
-    shards = [[digits(20 + 9 * rank + i, 7, torch.float64) for i in range(4 + rank % 2)] for rank in range(N)]
-    train = tuple(torch.cat(column) for column in zip(*(each for shard in shards for each in shard), strict=True))
+    shards = [[digits(20 + 4 * rank + i, 7, torch.float64) for i in range(4)] for rank in range(N)]
+    table, barrier = [None] * N, threading.Barrier(N, timeout=60)
 
-    everyone = measure_together(models, w_a, batches, shards, hessian=True, sampled=sampled)
-    assert everyone[1] == everyone[0] == everyone[2]
-    measured = everyone[0]
+    def measured_by(rank):
+        algorithm = StandIn(Together(rank, table, barrier), models[rank], w_a)
 
-    g_j = torch.stack([gradient(model, batch) for model, batch in zip(models, batches, strict=True)])
-    g_s = torch.stack([gradient(at_mean, batch) for batch in batches])
-    deviations = torch.stack([flat(model) - flat(at_mean) for model in models])
-    whole = hessian_at(at_mean, train)
-    first_order = sum(hessian_at(at_mean, batch) @ d for batch, d in zip(batches, deviations, strict=True)) / N
-    exact = {
-        "noise_2": LR**2 * (g_j - g_s).mean(0).square().sum(),
-        "weight_variance": deviations.square().sum() / N**2,
-        "consensus_distance": (deviations.square().sum() / N) ** 0.5,
-        "gradient_diversity": g_j.square().sum() / g_j.sum(0).square().sum(),
-        "noise_2_first_order": LR**2 * first_order.square().sum(),
-    }
-    of_the_whole = {
-        "effective_lr": LR * (g_j.mean(0) @ gradient(at_mean, train)) / gradient(at_mean, train).square().sum(),
-        "noise_2_hessian": LR**2 / N**2 * sum((whole @ d).square().sum() for d in deviations),
-    }
-    for name, value in exact.items():
-        assert measured[name] == pytest.approx(float(value), rel=1e-10), name
-    for name, value in of_the_whole.items():
-        if sampled:
-            assert measured[f"{name}_low"] < float(value) < measured[f"{name}_high"], name
-        else:
-            assert measured[name] == pytest.approx(float(value), rel=1e-10), name
+        def loss(batch):
+            return F.cross_entropy(models[rank](batch[0]), batch[1])
 
+        return measure(algorithm, loss, [batches[rank]], shards[rank], LR, sampled=True, hessian=True)
 
-# On samples
+    with ThreadPoolExecutor(N) as pool:
+        measured, *others = pool.map(measured_by, range(N))
+    assert others == [measured, measured]
 
+    g_a = sum(gradient(model, batch) for model, batch in zip(models, batches, strict=True)) / N
+    deviations = [flat(model) - flat(at_mean) for model in models]
 
-def test_a_sample_that_is_everything_has_the_exact_value_inside_its_interval(us):
-    problem = Problem(us)
-    problem.shard = [digits(seed, 40, torch.float64) for seed in range(20)]
-    exact, estimated = problem.measure(hessian=True), problem.measure(sampled=True, hessian=True)
-    for name in ("effective_lr", "noise", "noise_ssgd", "full_loss", "full_gradient_norm", "noise_2_hessian"):
-        low, high = estimated[f"{name}_low"], estimated[f"{name}_high"]
-        assert low < estimated[name] < high
-        assert low < exact[name] < high
-    without_interval = ("noise_2", "noise_2_first_order", "weight_variance", "gradient_diversity")
-    assert all(estimated[name] == exact[name] for name in without_interval)
+    def by_hand(groups):
+        train = tuple(torch.cat(column) for column in zip(*groups, strict=True))
+        g, h = gradient(at_mean, train), hessian_at(at_mean, train)
+        return [float(LR * g_a @ g / (g @ g)), LR**2 / N**2 * float(sum((h @ d).square().sum() for d in deviations))]
+
+    groups = [batch for shard in shards for batch in shard]
+    without = [by_hand(groups[:i] + groups[i + 1 :]) for i in range(len(groups))]
+    rate, eq_5 = intervals.jackknife(by_hand(groups), without)
+    for name, expected in (("effective_lr", rate), ("noise_2_hessian", eq_5)):
+        found = [measured[name], measured[f"{name}_low"], measured[f"{name}_high"]]
+        assert found == pytest.approx(list(expected), rel=1e-8)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():

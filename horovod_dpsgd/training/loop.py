@@ -307,7 +307,8 @@ class Trainer:
             shard = self._train_shard() if samples is None else self._train_sample(step, samples)
             if hessian:
                 shard = list(shard)  # for it is read again and again
-            measured = dynamics.measure(self.algorithm, self._loss, batch, shard, lr, samples is not None, hessian)
+            parts = split(batch, recipe.accumulate)
+            measured = dynamics.measure(self.algorithm, self._loss, parts, shard, lr, samples is not None, hessian)
         self.log.metrics(step + 1, measured)
         return time.perf_counter() - start
 
