@@ -153,15 +153,12 @@ WAITS: dict[str, type[Waits]] = {
 }
 
 
-def ends_of_steps(
-    waits: Waits, times: Times, computing: Iterator[np.ndarray], started: np.ndarray | None = None
-) -> Iterator[np.ndarray]:
+def ends_of_steps(waits: Waits, times: Times, computing: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """The moments [n] at which every learner ends step 0, 1, 2, ... of DPSGD, if step t computes as `computing` says.
 
-    computing: for every step an array [n], in times of `times.compute`. started: the moments at which learners begin
-    (default: all at 0).
+    computing: for every step an array [n], in times of `times.compute`. All learners begin at 0.
     """
-    ends = np.zeros(waits.n) if started is None else started
+    ends = np.zeros(waits.n)
     for step, factors in enumerate(computing):
         latest = waits.latest(ends, step)
         arrived = np.maximum(ends, latest) + times.transfer
