@@ -88,7 +88,9 @@ def _parser() -> Parser:
     p.add_argument("folders", nargs="+", type=Path, metavar="RUN_DIR", help="of runs of one task and model")
     p.add_argument("--what", required=True, choices=list(PICTURES))
     p.add_argument("--output", type=Path, metavar="DIR", help="default: landscape/ in the first run's folder")
-    p.add_argument("--samples", type=int, default=2000, metavar="N", help="of the training set (default: 2000)")
+    p.add_argument(
+        "--samples", type=int, default=2000, metavar="N", help="of the training set, at most (default: 2000)"
+    )
     p.add_argument("--points", type=int, default=default.points, metavar="N", help="along an axis (default: 21)")
     p.add_argument(
         "--extent", type=float, default=default.extent, metavar="X", help="how far to go along an axis (default: 1)"

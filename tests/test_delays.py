@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 from horovod_dpsgd.training.delays import delay, random_delay
 
 TRAIN = REPOSITORY / "benchmarks" / "cv" / "train.py"
+SEVERAL = REPOSITORY / "benchmarks" / "experiments" / "several.py"
 
 
 def test_delays_are_exponential_with_mean_one():
@@ -36,9 +37,10 @@ def test_a_factor_and_jitter_multiply():
 
 
 def test_jitter_delays_steps_and_leaves_what_is_learned_alone(mpirun, tmp_path):
-    options = ["--algo", "dpsgd", "--synthetic", "--max-steps", 10]
-    mpirun(2, TRAIN, *options, "--output", tmp_path / "even")
-    mpirun(2, TRAIN, *options, "--jitter", 5, "--output", tmp_path / "late")
+    options = ["--algo", "dpsgd", "--synthetic", "--max-steps", "10", "--output"]
+    runs = [*options, str(tmp_path / "even")], [*options, str(tmp_path / "late"), "--jitter", "5"]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in runs))
+    mpirun(2, SEVERAL, TRAIN, tmp_path / "runs.jsonl")
     even, late = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("even", "late"))
     assert late["heldout"] == even["heldout"]
     assert late["config"]["jitter"] == 5

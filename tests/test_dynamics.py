@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import known_landscapes
@@ -23,6 +25,7 @@ from horovod_dpsgd import learners
 from horovod_dpsgd.diagnostics import intervals
 from horovod_dpsgd.diagnostics.dynamics import diversity, measure, noise
 from horovod_dpsgd.parameters import FlatParameters
+from horovod_dpsgd.training.task import split
 
 LR = 0.7
 SHARD_SIZES = (5, 11, 1)  # unequal: a mean of batch means would be wrong
@@ -97,6 +100,7 @@ class Problem:
         self.batch = digits(3, 6, dtype)
         self.shard = [digits(4 + i, samples, dtype) for i, samples in enumerate(SHARD_SIZES)]
         self.train = tuple(torch.cat(column) for column in zip(*self.shard, strict=True))
+        self.parts = 1
         self.model = copy.deepcopy(self.at_w_j)
         self.algorithm = StandIn(us, self.model, FlatParameters(self.at_w_a).gather())
 
@@ -104,7 +108,7 @@ class Problem:
         def loss(batch):
             return F.cross_entropy(self.model(batch[0]), batch[1])
 
-        return measure(self.algorithm, loss, self.batch, self.shard, LR, **how)
+        return measure(self.algorithm, loss, split(self.batch, self.parts), self.shard, LR, **how)
 
     def by_hand(self):
         g = gradient(self.at_w_a, self.train)
@@ -131,6 +135,18 @@ def test_measure_matches_the_formulas(us, dtype, tolerance):
     expected = problem.by_hand()
     assert min(abs(value) for value in expected.values()) > 1e-3  # nothing is compared with 0
     assert problem.measure() == pytest.approx(expected, rel=tolerance)
+
+
+def test_a_batch_in_parts_is_measured_as_the_step_computes_it(us):
+    """With BatchNorm the parts' gradients are not those of the whole, and more than a part may not fit in memory."""
+    problem = Problem(us)
+    whole = problem.measure(hessian=True)
+    problem.parts = 3
+    assert problem.measure(hessian=True) == pytest.approx(whole, rel=1e-11)
+    sizes = []
+    problem.model.register_forward_hook(lambda net, inputs, output: sizes.append(len(inputs[0])))
+    problem.measure()
+    assert sizes == [2, 2, 2] * 2 + list(SHARD_SIZES)
 
 
 def test_at_the_mean_itself_weights_do_not_differ_and_noise_is_ssgd_s(us):
@@ -170,6 +186,27 @@ def test_a_model_that_has_blown_up_is_measured_as_nan(us):
     problem.algorithm.w_a.fill_(math.nan)
     measured = problem.measure()
     assert all(math.isnan(value) for name, value in measured.items() if name != "gradient_diversity")
+
+
+class Dropping(Net):
+    def forward(self, x):
+        return super().forward(F.dropout(x, 0.5, self.training))
+
+
+def test_dropout_is_no_difference_between_weights(us):
+    """Delta(2) is of one loss at two places, and dropout's masks are part of that loss."""
+    problem = Problem(us, same=True)
+    problem.model = Dropping(1, torch.float64)
+    problem.model.load_state_dict(problem.at_w_j.state_dict())
+    problem.algorithm = StandIn(us, problem.model, problem.algorithm.w_a)
+    before = torch.get_rng_state()
+    measured = problem.measure(hessian=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert measured["noise_2"] == 0 and measured["noise"] == measured["noise_ssgd"] > 0
+    w_j = FlatParameters(problem.model).gather()
+    problem.algorithm.w_a = w_j + 1e-3 * (FlatParameters(Problem(us).at_w_a).gather() - w_j)
+    measured = problem.measure(hessian=True)
+    assert measured["noise_2"] == pytest.approx(measured["noise_2_first_order"], rel=0.02)
 
 
 # Eq. 5, by the whole Hessian
@@ -213,6 +250,75 @@ def test_a_sample_that_is_everything_has_the_exact_value_inside_its_interval(us)
         assert low < exact[name] < high
     without_interval = ("noise_2", "noise_2_first_order", "weight_variance", "gradient_diversity")
     assert all(estimated[name] == exact[name] for name in without_interval)
+
+
+N = 3
+
+
+class Together:
+    """Learners of one process, a thread each: what `measure` asks of `Learners`."""
+
+    def __init__(self, rank, table, barrier):
+        self.rank, self.size, self._table, self._barrier = rank, N, table, barrier
+
+    def gather(self, thing):
+        self._table[self.rank] = thing
+        self._barrier.wait()
+        everyone = list(self._table)
+        self._barrier.wait()
+        return everyone
+
+    def sum(self, tensor):
+        return sum(self.gather(tensor.clone()))
+
+    def mean(self, tensor):
+        return self.sum(tensor) / N
+
+    def mean_of(self, number):
+        return sum(self.gather(number)) / N
+
+    def broadcast_(self, tensor, root):
+        tensor.copy_(self.gather(tensor.clone())[root])
+
+
+def test_groups_of_all_learners_are_left_out_in_turn():
+    """Three learners, of four batches each."""
+    models = [Net(seed, torch.float64) for seed in range(N)]
+    for model in models:
+        model.frozen.data.copy_(models[0].frozen)
+    at_mean = copy.deepcopy(models[0])
+    w_a = sum(FlatParameters(model).gather() for model in models) / N
+    FlatParameters(at_mean).point_to(FlatParameters(at_mean).views(w_a))
+    batches = [digits(10 + rank, 6, torch.float64) for rank in range(N)]
+    shards = [[digits(20 + 4 * rank + i, 7, torch.float64) for i in range(4)] for rank in range(N)]
+    table, barrier = [None] * N, threading.Barrier(N, timeout=60)
+
+    def measured_by(rank):
+        algorithm = StandIn(Together(rank, table, barrier), models[rank], w_a)
+
+        def loss(batch):
+            return F.cross_entropy(models[rank](batch[0]), batch[1])
+
+        return measure(algorithm, loss, [batches[rank]], shards[rank], LR, sampled=True, hessian=True)
+
+    with ThreadPoolExecutor(N) as pool:
+        measured, *others = pool.map(measured_by, range(N))
+    assert others == [measured, measured]
+
+    g_a = sum(gradient(model, batch) for model, batch in zip(models, batches, strict=True)) / N
+    deviations = [flat(model) - flat(at_mean) for model in models]
+
+    def by_hand(groups):
+        train = tuple(torch.cat(column) for column in zip(*groups, strict=True))
+        g, h = gradient(at_mean, train), hessian_at(at_mean, train)
+        return [float(LR * g_a @ g / (g @ g)), LR**2 / N**2 * float(sum((h @ d).square().sum() for d in deviations))]
+
+    groups = [batch for shard in shards for batch in shard]
+    without = [by_hand(groups[:i] + groups[i + 1 :]) for i in range(len(groups))]
+    rate, eq_5 = intervals.jackknife(by_hand(groups), without)
+    for name, expected in (("effective_lr", rate), ("noise_2_hessian", eq_5)):
+        found = [measured[name], measured[f"{name}_low"], measured[f"{name}_high"]]
+        assert found == pytest.approx(list(expected), rel=1e-8)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():

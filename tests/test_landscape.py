@@ -152,6 +152,14 @@ def test_points_of_another_set_up_are_not_taken_for_these(us, tmp_path):
         squares(us, tmp_path / "a.jsonl", [1], [], {"samples": 6})
 
 
+@pytest.mark.parametrize(("text", "line"), [("{no json}\n", "is damaged"), ("3\n", "holds no points")])
+def test_a_file_that_is_none_of_points_is_one_line(us, tmp_path, text, line):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(UserError, match=rf"a\.jsonl {line}.*give another --output"):
+        squares(us, tmp_path / "a.jsonl", [1], [])
+    assert (tmp_path / "a.jsonl").read_text() == text
+
+
 def test_an_output_that_cannot_be_written_is_one_line(us, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to"):
@@ -167,7 +175,7 @@ def runs(us, tmp_path_factory):
     return [make_run(us, tmp_path_factory.mktemp("runs") / name, seed) for seed, name in enumerate(("one", "two"))]
 
 
-def make_run(us, folder, seed):
+def make_run(us, folder, seed, size=0.05):
     network = {"model": "mlp", "model_options": {"hidden": [6], "activation": "tanh"}}  # no kinks: it has a Hessian
     recipe = Recipe(task="mnist", synthetic=True, topology="complete", lr=0.5, batch_size=2000, max_steps=20, **network)
     folder.mkdir(parents=True)
@@ -177,7 +185,7 @@ def make_run(us, folder, seed):
     for step in (10, 20):
         with torch.no_grad():
             for p in model.parameters():
-                p.add_(0.05 * torch.randn_like(p))
+                p.add_(size * torch.randn_like(p))
         checkpoint.save(folder / "checkpoints", step, {"algorithm": {"model": model.state_dict()}}, us)
     return folder
 
@@ -200,6 +208,37 @@ def test_every_picture_is_measured_drawn_and_told(us, runs, tmp_path, what):
         raise AssertionError(f"{point} was measured before")
 
     assert points.measure_all(wanted, never, path, picture.setup, us) == measured
+
+
+@pytest.mark.parametrize("what", PICTURES)
+@pytest.mark.filterwarnings("ignore:All-NaN", "ignore:No artists", "ignore:.*no.* positive values")
+def test_a_run_that_has_blown_up_has_its_pictures_too(us, runs, tmp_path, what):
+    blown = make_run(us, tmp_path / "blown", 0, size=math.nan)
+    scene = solutions.open_runs([runs[0], blown], 100, None, None, us)
+    options = Options(points=2, top=2, probes=2, lanczos_steps=5, sigma=0.05, pairs=2)
+    if what == "plane":
+        with pytest.raises(UserError, match="has blown up"):
+            PICTURES[what](scene, options)
+        return
+    picture = PICTURES[what](scene, options)
+    measured = points.measure_all(picture.points(), picture.measure, tmp_path / "a.jsonl", picture.setup, us)
+    assert len(picture.table(measured).splitlines()) > 2
+    figures.save(picture.draw(measured), tmp_path / what)
+
+
+def test_a_plane_that_is_none_is_refused_before_learners_begin(us, runs, tmp_path):
+    """Some learners may have no points to find it out by, and would wait for the others."""
+    same = make_run(us, tmp_path / "same", 0)
+    with pytest.raises(UserError, match="is a run among these twice"):
+        PICTURES["plane"](solutions.open_runs([runs[0], same], 100, None, None, us), Options())
+
+
+def test_samples_are_no_more_than_asked_for_and_foreign_folders_no_checkpoints(us, runs, tmp_path):
+    run = make_run(us, tmp_path / "run", 0)
+    (run / "checkpoints" / "step-by-step").mkdir()
+    scene = solutions.open_runs([run], 40_000, None, None, us)
+    assert scene.objective.samples == 30_000  # of 60,000
+    assert [manifest.step for manifest in scene.runs[0].checkpoints()] == [10, 20]
 
 
 def test_numbers_of_a_solution_match_the_model_itself(us, runs):

@@ -17,6 +17,7 @@ from benchmarks.runtime.steps import Cluster, Shared, Way, step_seconds
 from benchmarks.runtime.waiting import Times
 from horovod_dpsgd import topology
 from horovod_dpsgd.errors import UserError
+from horovod_dpsgd.learners import Learners, start
 from horovod_dpsgd.topology import TOPOLOGIES
 
 RAW = REPOSITORY / "results" / "comm" / "raw"
@@ -44,11 +45,9 @@ def test_a_tree_beats_a_ring_where_messages_are_short_and_not_where_they_are_lon
     assert tree[1] == pytest.approx(ring[1], rel=0.02)
 
 
-@names
+@pytest.mark.parametrize("name", [name for name in TOPOLOGIES if name not in ("complete", "hierarchical")])  # below
 @pytest.mark.parametrize(("n", "per_node"), [(2, 1), (5, 1), (8, 1), (8, 2), (8, 8), (16, 4), (12, 4)])
 def test_link_loads_are_those_of_the_topology_s_own_partners(name, n, per_node):
-    if name in ("complete", "hierarchical"):
-        return  # sums on the way; below
     node_of = [rank // per_node for rank in range(n)]
     made = topology.create(name, n, node_of=node_of)
     phases = len(costs.link_loads(name, n, per_node))
@@ -288,6 +287,33 @@ def test_predictions_of_one_learner_more_or_less_than_a_node_agree():
     question = predict.Question(0.1, 10**7, (4, 8))
     inside, across = (predict.predict(steps.replace(IDEAL, per_node=each, cores=8), question) for each in (8, 4))
     assert all(a.step_seconds <= b.step_seconds + 1e-12 for a, b in zip(inside, across, strict=True))
+
+
+def test_a_file_that_holds_no_measurements_is_one_line(tmp_path):
+    for text, line in (("[1]\n", "holds no measurements"), ("{\n", "is damaged")):
+        (tmp_path / "a.jsonl").write_text(text)
+        with pytest.raises(UserError, match=line):
+            fit.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("learners", "words", "line"),
+    [(1, [], "start 2 or more"), (2, ["--lr", "-1"], "lr"), (2, ["--data-dir", "/nowhere"], "/nowhere")],
+)
+def test_consensus_says_in_a_line_what_it_cannot_do(monkeypatch, capsys, learners, words, line):
+    from benchmarks.runtime import consensus
+
+    class SoMany(Learners):
+        size = property(lambda self: learners)
+
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which start() changes
+    us = SoMany(**vars(start()))
+    monkeypatch.setattr(consensus.learners, "start", lambda: us)
+    monkeypatch.setattr(sys, "argv", ["consensus.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        consensus.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and line in said and said.count("\n") == 1
 
 
 # Runs against the clock

@@ -190,9 +190,9 @@ def mpirun_here(learners: int) -> list[str]:
     return [command, *_unbound(), *words]
 
 
-def mpirun_on_two_hosts(hosts: str = EMULATED) -> list[str]:
-    """One learner on each of HOST:1,HOST:1."""
-    return ["mpirun", *_unbound(), "-np", "2", "-hosts" if is_mpich() else "-H", hosts]
+def mpirun_on_two_hosts(hosts: str = EMULATED, learners: int = 2) -> list[str]:
+    """So many learners on HOST:SLOTS,HOST:SLOTS."""
+    return ["mpirun", *_unbound(), "-np", str(learners), "-hosts" if is_mpich() else "-H", hosts]
 
 
 def _unbound() -> list[str]:

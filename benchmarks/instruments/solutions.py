@@ -43,7 +43,7 @@ class Run:
     def checkpoints(self) -> list[Manifest]:
         """All that can be read, the first step first."""
         found = []
-        for folder in sorted((self.folder / "checkpoints").glob("step-*"), key=checkpoint.step_of):
+        for folder in reversed(checkpoint.folders(self.folder / "checkpoints")):
             try:
                 found.append(Manifest.read(folder))
             except ValueError:
@@ -89,9 +89,9 @@ class Landscape:
         return (total / (manifest.learners * self.objective.dimension)) ** 0.5
 
     def _sample(self, samples: int) -> Iterator[Batch]:
-        """Every k-th sample of the training set, in batches of a size that is known to fit: a learner's."""
+        """Every k-th sample of the training set, `samples` at most, in batches that are known to fit: a learner's."""
         local = min(run.recipe.batch_size // run.newest.learners for run in self.runs)
-        parts = list(self.task.shard_batches("train", 0, max(1, self.task.samples // samples)))
+        parts = list(self.task.shard_batches("train", 0, -(-self.task.samples // samples)))
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         for batch in zip(*(column.split(max(1, local)) for column in columns), strict=True):
             yield to_device(batch, self.device)

@@ -92,6 +92,7 @@ class Plane(Picture):
         super().__init__(landscape, options)
         if len(landscape.runs) not in (2, 3):
             raise UserError(f"a plane goes through two or three runs, not {len(landscape.runs)}")
+        self._plane = self._through_solutions()  # now, as all learners must find that there is none
 
     def points(self) -> list[Point]:
         name = [self.place(run) for run in self.landscape.runs]
@@ -100,8 +101,7 @@ class Plane(Picture):
     def axis(self) -> list[float]:
         return landscape.steps(-self.options.extent, 1 + self.options.extent, self.options.points)
 
-    @cached_property
-    def _plane(self) -> tuple[Tensor, Tensor, Tensor, list[tuple[float, float]], list[Tensor]]:
+    def _through_solutions(self) -> tuple[Tensor, Tensor, Tensor, list[tuple[float, float]], list[Tensor]]:
         """Origin, both directions, where the solutions are, and the buffers' means."""
         states = [self.landscape.state(run.newest) for run in self.landscape.runs]
         solutions = [state[0] for state in states]
@@ -110,7 +110,7 @@ class Plane(Picture):
         try:
             x, y, places = landscape.plane(solutions, spare)
         except ValueError as error:
-            raise UserError(f"{error}: are these runs the same?") from error
+            raise UserError(f"{error}: is a run among these twice, or one that has blown up?") from error
         buffers = [sum(of_all) / len(states) for of_all in zip(*(state[1:] for state in states), strict=True)]
         return solutions[0], x, y, places, buffers
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.instruments.picture import Picture
+from benchmarks.instruments.picture import Options, Picture
+from benchmarks.instruments.solutions import Landscape
 from horovod_dpsgd.diagnostics import smoothing
 from horovod_dpsgd.diagnostics.points import Point
 from horovod_dpsgd.report.table import markdown
@@ -21,11 +22,15 @@ class Smoothing(Picture):
     matters = ("seed", "sigma", "pairs")
     RADIUS = 1e-3  # of the distances over which smoothness is measured, in lengths of w_a
 
+    def __init__(self, landscape: Landscape, options: Options) -> None:
+        super().__init__(landscape, options)
+        self.checkpoints = {run.name: run.checkpoints() for run in landscape.runs}
+
     def points(self) -> list[Point]:
-        return [self.place(run, each) for run in self.landscape.runs for each in run.checkpoints()]
+        return [self.place(run, each) for run in self.landscape.runs for each in self.checkpoints[run.name]]
 
     def measure(self, point: Point) -> Point:
-        found = self.landscape.run(point["run"]).checkpoints()
+        found = self.checkpoints[point["run"]]
         number = next(i for i, manifest in enumerate(found) if manifest.step == point["step"])
         manifest, seed, pairs = found[number], self.options.seed, self.options.pairs
         spread = self.landscape.spread(manifest)

@@ -22,10 +22,12 @@ from benchmarks.comm.output import Output
 from benchmarks.cv.mnist_task import MnistTask
 from benchmarks.runtime import mixing
 from horovod_dpsgd import algorithms, learners, topology
+from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners, seed_everything
 from horovod_dpsgd.topology import Complete, Hierarchical
 from horovod_dpsgd.training import Recipe, Task
 from horovod_dpsgd.training import recipe as recipes
+from horovod_dpsgd.training.cli import make_task
 from horovod_dpsgd.training.evaluation import consensus_distance
 from horovod_dpsgd.training.task import Part, Sampler
 
@@ -43,14 +45,16 @@ def main() -> None:
     p.add_argument("--synthetic", action="store_true", help="random digits")
     given = p.parse_args()
     us = learners.start()
+    if us.size < 2:
+        arguments.refuse(us, "this is about how learners agree: start 2 or more")
     learners.use_threads(us)
     changes = {"batch_size": given.batch_size * us.size, "max_steps": given.steps, "lr": given.lr}
     more = {"synthetic": given.synthetic, "data_dir": str(given.data_dir) if given.data_dir else None}
-    recipe = recipes.load("mnist", RECIPES, changes | more)
-    if us.rank == 0:
-        MnistTask(recipe)  # fetches what the others then find
-    us.barrier("the data")
-    task = MnistTask(recipe, may_fetch=False)
+    try:
+        recipe = recipes.load("mnist", RECIPES, changes | more)
+        task = make_task(recipe, MnistTask, us)
+    except UserError as error:  # the same on all learners
+        arguments.refuse(us, str(error))
     output = Output(given, "consensus", us)
     rows, base = [], 0.0
     for name in TOPOLOGIES:

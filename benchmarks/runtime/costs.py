@@ -54,7 +54,8 @@ def link_loads(topology: str, n: int, per_node: int) -> list[float]:
     """How many models a node sends to others at a step, and receives: one number a phase of the topology's period.
 
     per_node: learners of a node, with consecutive ranks; the last node may have fewer. Of random topologies the
-    expectation. Nothing crosses if all are on one node. Raises ValueError for a topology that is not known.
+    expectation; of `exponential`, for which per_node must be a power of two, the most that it can be where n is none.
+    Nothing crosses if all are on one node. Raises ValueError for a topology that is not known.
     """
     if n <= per_node:
         return [0.0]

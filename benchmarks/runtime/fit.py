@@ -64,8 +64,10 @@ def read(folder: Path) -> list[Lines]:
     for file in sorted(folder.glob("*.jsonl")):
         try:
             lines = [json.loads(line) for line in file.read_text().splitlines()]
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise UserError(f"{file} is damaged: {error}") from error
+        if not all(isinstance(line, dict) for line in lines):
+            raise UserError(f"{file} holds no measurements")
         about = {key: value for line in lines if line.get("kind") in ("job", "run") for key, value in line.items()}
         rows = [line for line in lines if line.get("kind") == "row"]
         if rows:

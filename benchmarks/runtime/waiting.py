@@ -47,7 +47,7 @@ def matching_bound(sigma: float) -> float:
     theta = np.linspace(0, 1 / sigma, 20_000)[1:-1]
     # log(exp(theta) / (1 - theta sigma) + 2), where exp(theta) may be too large to be written down
     speeds = np.logaddexp(theta - np.log1p(-theta * sigma), math.log(2)) / theta
-    return float(min(speeds.min(), math.inf))
+    return float(speeds.min())
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,12 @@ WAITS: dict[str, type[Waits]] = {
 }
 
 
-def ends_of_steps(
-    waits: Waits, times: Times, computing: Iterator[np.ndarray], started: np.ndarray | None = None
-) -> Iterator[np.ndarray]:
+def ends_of_steps(waits: Waits, times: Times, computing: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """The moments [n] at which every learner ends step 0, 1, 2, ... of DPSGD, if step t computes as `computing` says.
 
-    computing: for every step an array [n], in times of `times.compute`. started: the moments at which learners begin
-    (default: all at 0).
+    computing: for every step an array [n], in times of `times.compute`. All learners begin at 0.
     """
-    ends = np.zeros(waits.n) if started is None else started
+    ends = np.zeros(waits.n)
     for step, factors in enumerate(computing):
         latest = waits.latest(ends, step)
         arrived = np.maximum(ends, latest) + times.transfer

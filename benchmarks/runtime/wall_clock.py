@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.comm.jobs import REPOSITORY, is_mpich, mpirun_here
+from benchmarks.comm.jobs import REPOSITORY, mpirun_here, mpirun_on_two_hosts
 from benchmarks.comm.output import duration
 from benchmarks.experiments.launch import environment
 from benchmarks.two_hosts.netns import why_not
@@ -78,15 +78,8 @@ class Job:
             return [*mpirun_here(self.learners), *words]
         rate = RATES[self.link]
         world = [sys.executable, "-m", "benchmarks.two_hosts", *(["--rate", rate] if rate else [])]
-        return [*world, *_mpirun_on_two(self.learners), *words]
-
-
-def _mpirun_on_two(learners: int) -> list[str]:
-    half = learners // 2
-    hosts = f"host1:{half},host2:{half}"
-    if is_mpich():
-        return ["mpirun", "-np", str(learners), "-hosts", hosts]
-    return ["mpirun", "--bind-to", "none", "-np", str(learners), "-H", hosts]
+        half = self.learners // 2
+        return [*world, *mpirun_on_two_hosts(f"host1:{half},host2:{half}", self.learners), *words]
 
 
 def jobs(more: Sequence[str] = (), learners: Sequence[int] = (2, 4, 8, 16)) -> list[Job]:

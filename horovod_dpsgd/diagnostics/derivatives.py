@@ -36,6 +36,14 @@ def hessian_vector(parameters: FlatParameters, value: Tensor, vector: Tensor) ->
 
 
 @contextmanager
+def same_draws(parameters: FlatParameters) -> Iterator[None]:
+    """Inside blocks that follow each other the model draws the same random numbers (dropout's masks): what is drawn is
+    put back at the end."""
+    with torch.random.fork_rng(devices=[parameters.device] if parameters.device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Inside the block the forward pass takes no fused kernel (attention, recurrent networks) and no compiled network:
     they can be differentiated only once."""

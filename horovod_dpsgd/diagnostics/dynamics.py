@@ -20,14 +20,14 @@ squares wherever all batches have the same Hessian. Then Delta(2) is of higher o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from horovod_dpsgd.algorithms import Algorithm
-from horovod_dpsgd.diagnostics.derivatives import gradient, hessian_vector, twice_differentiable
+from horovod_dpsgd.diagnostics.derivatives import gradient, hessian_vector, same_draws, twice_differentiable
 from horovod_dpsgd.diagnostics.intervals import Estimate, SampleMean, groups_of_a_learner, jackknife
 from horovod_dpsgd.learners import Learners
 
@@ -38,16 +38,18 @@ Loss = Callable[[Batch], Tensor]
 def measure(
     algorithm: Algorithm,
     loss: Loss,
-    batch: Batch,
+    parts: Sequence[Batch],
     train_shard: Iterable[Batch],
     lr: float,
     sampled: bool = False,
     hessian: bool = False,
 ) -> dict[str, float]:
-    """All of the above at this step, between begin_step and end_step. Collective; neither weights nor p.grad change.
+    """All of the above at this step, between begin_step and end_step. Collective; neither weights, p.grad, nor the
+    random state change: a network with dropout has the masks at w_a that it has at w_j, and in the step itself.
 
-    loss: the model's mean loss on a batch; batch: this learner's of this step; train_shard: this learner's share of the
-    training set, in batches; lr: alpha. The sums over learners are exact.
+    loss: the model's mean loss on a batch; parts: this learner's batch of this step, in the equal parts in which the
+    step computes it; train_shard: this learner's share of the training set, in batches; lr: alpha. The sums over
+    learners are exact.
 
     sampled: the shares together are only a random sample of the training set. Then what depends on g is an estimate,
     and NAME_low and NAME_high are its interval of 95 % confidence, over which samples are drawn (not over which batch
@@ -58,12 +60,17 @@ def measure(
     us, parameters = algorithm.learners, algorithm.parameters
     groups = groups_of_a_learner(us.size) if sampled else 1
 
+    def own_gradient(part: Batch) -> Tensor:
+        return gradient(parameters, loss(part)).double()
+
     w_j = parameters.gather().double()
-    g_j = gradient(parameters, loss(batch)).double()
+    with same_draws(parameters):
+        g_j = _mean(parts, own_gradient)
     g_a = us.mean(g_j)
     with algorithm.averaged():
         w_a = parameters.gather().double()
-        g_at_mean = us.mean(gradient(parameters, loss(batch)).double())
+        with same_draws(parameters):
+            g_at_mean = us.mean(_mean(parts, own_gradient))
         whole = _loss_and_gradient(algorithm, loss, train_shard, groups)
 
         def of_the_whole(loss_and_g: Tensor) -> dict[str, float]:
@@ -79,7 +86,7 @@ def measure(
 
         measured = _estimated(whole, of_the_whole, us, sampled)
         if hessian:
-            measured |= _expansion(algorithm, loss, batch, train_shard, w_j - w_a, lr, sampled)
+            measured |= _expansion(algorithm, loss, parts, train_shard, w_j - w_a, lr, sampled)
     deviation = us.mean_of(float((w_j - w_a).square().sum()))
     squares = us.mean_of(float(g_j.square().sum()))
     return measured | {
@@ -113,6 +120,13 @@ def diversity(mean_square: float, g_a: Tensor, size: int) -> float:
     return mean_square / square
 
 
+def _mean(parts: Sequence[Batch], vector_of: Callable[[Batch], Tensor]) -> Tensor:
+    total = vector_of(parts[0])
+    for part in parts[1:]:
+        total += vector_of(part)
+    return total / len(parts)
+
+
 def _estimated(
     mean: SampleMean, quantities: Callable[[Tensor], dict[str, float]], us: Learners, sampled: bool
 ) -> dict[str, float]:
@@ -136,17 +150,18 @@ def _loss_and_gradient(algorithm: Algorithm, loss: Loss, train_shard: Iterable[B
     """Gradient and, last, the loss over the training set at the weights the model has now."""
     parameters = algorithm.parameters
     mean = SampleMean(groups, parameters.numel + 1, parameters.device)
-    for batch in train_shard:
-        value = loss(batch)
-        g = gradient(parameters, value).double()
-        mean.add(torch.cat([g, value.detach().double().reshape(1)]), len(batch[0]))
+    with same_draws(parameters):
+        for batch in train_shard:
+            value = loss(batch)
+            g = gradient(parameters, value).double()
+            mean.add(torch.cat([g, value.detach().double().reshape(1)]), len(batch[0]))
     return mean
 
 
 def _expansion(
     algorithm: Algorithm,
     loss: Loss,
-    batch: Batch,
+    parts: Sequence[Batch],
     train_shard: Iterable[Batch],
     own_deviation: Tensor,
     lr: float,
@@ -160,15 +175,17 @@ def _expansion(
             return hessian_vector(parameters, loss(with_batch), vector).double()
 
     groups = groups_of_a_learner(us.size) if sampled else 1
-    first_order = us.mean(product(batch, own_deviation))
+    with same_draws(parameters):
+        first_order = us.mean(_mean(parts, lambda part: product(part, own_deviation)))
     squares: list[float] = []  # |H dw_j|^2, by learner j
     squares_without: list[list[float]] = []  # the same without each of this learner's groups of samples
     for learner in range(us.size):
         deviation = own_deviation.clone()
         us.broadcast_(deviation, learner)
         mean = SampleMean(groups, parameters.numel, parameters.device)
-        for each in train_shard:
-            mean.add(product(each, deviation), len(each[0]))
+        with same_draws(parameters):
+            for each in train_shard:
+                mean.add(product(each, deviation), len(each[0]))
         squares.append(float(mean.gather(us).square().sum()))
         squares_without.append([float(rest.square().sum()) for rest in mean.without_each_group()])
     factor = lr**2 / us.size**2

@@ -81,9 +81,9 @@ def jackknife(whole: Sequence[float], without: Sequence[Sequence[float]]) -> lis
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of independent values and its standard error, which is NaN for one value."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return statistics.fmean(values), error
+    """The mean of independent values and its standard error, which is NaN for one value, and if any is not finite."""
+    known = len(values) > 1 and all(map(math.isfinite, values))  # stdev raises an AttributeError of others
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if known else math.nan
 
 
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:

@@ -86,7 +86,13 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         for line in path.read_text().splitlines(keepends=True):
             if line.endswith("\n"):
-                yield json.loads(line)
+                try:
+                    found = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path} is damaged ({error}): give another --output, or remove it") from error
+                if not isinstance(found, dict):
+                    raise UserError(f"{path} holds no points: give another --output, or remove it")
+                yield found
 
 
 def _write(path: Path, setup: Point, points: Sequence[Point], done: dict[str, Point]) -> None:
@@ -117,5 +123,9 @@ def _json(values: Any) -> Any:
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
-def _numbers(values: Point) -> Point:
-    return {name: math.nan if value is None else value for name, value in values.items()}
+def _numbers(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _numbers(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_numbers(value) for value in values]
+    return math.nan if values is None else values

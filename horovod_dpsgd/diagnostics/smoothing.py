@@ -49,18 +49,18 @@ class Smoothness(NamedTuple):
 def smoothed(objective: Objective, w: Tensor, sigma: float, pairs: int, seed: int) -> Smoothed:
     """By `pairs` of draws d and -d, in whose mean what is linear in d cancels."""
     losses: list[float] = []
-    total, squares, steepest = torch.zeros_like(w), 0.0, 0.0
-    for d in _draws(objective, sigma, pairs, seed):
+    mean, squares = torch.zeros_like(w), 0.0
+    slopes: list[Tensor] = []
+    for number, d in enumerate(_draws(objective, sigma, pairs, seed), 1):
         (loss, g), (loss_too, g_too) = objective.loss_and_gradient(w + d), objective.loss_and_gradient(w - d)
         losses.append((loss + loss_too) / 2)
         middle = (g + g_too) / 2
-        total += middle
-        squares += float(middle.square().sum())
-        steepest = max(steepest, float(g.norm()), float(g_too.norm()))
-    mean = total / pairs
-    spread = max(0.0, squares - pairs * float(mean.square().sum()))
-    error = (spread / (pairs * (pairs - 1))) ** 0.5 if pairs > 1 else float("nan")
-    return Smoothed(*mean_and_error(losses), mean, error, steepest)
+        off = middle - mean
+        mean += off / number
+        squares += float(off @ (middle - mean))  # of deviations from the mean so far, as Welford 1962
+        slopes += [g.norm(), g_too.norm()]
+    error = (squares / (pairs * (pairs - 1))) ** 0.5 if pairs > 1 else float("nan")
+    return Smoothed(*mean_and_error(losses), mean, error, float(torch.stack(slopes).max()))
 
 
 def local_smoothness(

@@ -70,7 +70,9 @@ def line(points: Sequence[Point], labels: Sequence[str]) -> Figure:
             label, (place, 1), (3, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
             rotation=90, va="top", fontsize="x-small",
         )  # fmt: skip
-    axes.set(xlabel="x", ylabel="loss", yscale="log")
+    axes.set(xlabel="x", ylabel="loss")
+    if any(p["loss"] > 0 for p in points):  # not of a run that has blown up
+        axes.set_yscale("log")
     return figure
 
 

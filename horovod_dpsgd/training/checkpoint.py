@@ -96,7 +96,7 @@ def save(folder: Path, step: int, state: dict[str, Any], learners: Learners, kee
         if old is not None:
             shutil.rmtree(old)
         # Not counting what lies beyond: it was passed over when this run was resumed.
-        passed = [each for each in _folders(folder) if step_of(each) <= step]
+        passed = [each for each in folders(folder) if step_of(each) <= step]
         for each in passed[keep:] if keep else []:
             shutil.rmtree(_put_aside(each))
     learners.barrier("the naming of a checkpoint")
@@ -110,7 +110,7 @@ def newest(folder: Path, say: Callable[[str], None], learners: Learners | None =
     DataError, on all, if there are checkpoints and all are damaged.
     """
     rank, size = (learners.rank, learners.size) if learners else (0, 1)
-    candidates = _folders(folder) if rank == 0 else []
+    candidates = folders(folder) if rank == 0 else []
     if learners:
         candidates = learners.broadcast(candidates)
     for candidate in candidates:
@@ -197,7 +197,7 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders(folder: Path) -> list[Path]:
     """Of the checkpoints there are, the newest first; nothing else that users may have put there."""
     return sorted((each for each in folder.glob("step-*") if NAME.fullmatch(each.name)), key=step_of, reverse=True)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from horovod_dpsgd import algorithms, topology
 from horovod_dpsgd.diagnostics import dynamics, intervals
+from horovod_dpsgd.diagnostics.derivatives import same_draws
 from horovod_dpsgd.gossip.counter import SharedCounter
 from horovod_dpsgd.learners import Learners, generator, seed_everything, seed_for
 from horovod_dpsgd.training import checkpoint
@@ -304,12 +305,13 @@ class Trainer:
         """Measure and log the dynamics of the step that is under way; return the seconds it took."""
         start = time.perf_counter()
         recipe = self.recipe
-        with _undisturbed(self.model):
+        with _undisturbed(self.model), same_draws(self.algorithm.parameters):  # loaders draw a number when they start
             samples, hessian = recipe.diagnostics_samples, recipe.diagnostics_hessian
             shard = self._train_shard() if samples is None else self._train_sample(step, samples)
             if hessian:
                 shard = list(shard)  # for it is read again and again
-            measured = dynamics.measure(self.algorithm, self._loss, batch, shard, lr, samples is not None, hessian)
+            parts = split(batch, recipe.accumulate)
+            measured = dynamics.measure(self.algorithm, self._loss, parts, shard, lr, samples is not None, hessian)
         self.log.metrics(step + 1, measured)
         return time.perf_counter() - start
 
@@ -433,9 +435,8 @@ def mean(values: list[float]) -> float:
 
 @contextmanager
 def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """Undo what extra forward passes do to BatchNorm statistics and to the random state."""
+    """Undo what extra forward passes do to BatchNorm statistics."""
     buffers = [(b, b.clone()) for b in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        yield
+    yield
     for b, saved in buffers:
         b.copy_(saved)

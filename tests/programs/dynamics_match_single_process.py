@@ -24,7 +24,7 @@ whole_set = [problems.batch(500 + part, 0) for part in range(2 * us.size)]
 measured = dynamics.measure(
     algorithm,
     lambda examples: problems.loss(net, examples),
-    problems.batch(STEPS, us.rank),
+    [problems.batch(STEPS, us.rank)],
     whole_set[us.rank :: us.size],
     LR,
     hessian=True,
