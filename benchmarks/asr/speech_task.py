@@ -142,8 +142,9 @@ class SpeechTask(Task):
             (self.train, np.arange(self.samples)) if part == "train" else (self.heldout, self.chosen_heldout)
         )
         batch = max(1, EVALUATION_LOGITS[self.recipe.device] // (self.options.unroll * self.classes))
-        if part == "train":  # gradients are wanted of these, and only of the training batch is it known that they fit
-            batch = max(1, min(batch, self.recipe.batch_size // shards))
+        if part == "train":  # gradients are wanted of these, and only what is trained on at once is known to fit
+            at_once = self.recipe.batch_size // shards // self.recipe.accumulate
+            batch = max(1, min(batch, at_once))
         mine = chosen[shard::shards]
         for at in range(0, len(mine), batch):
             yield _tensors(source.take(mine[at : at + batch]))
