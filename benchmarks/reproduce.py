@@ -23,7 +23,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import cv, figure_2, launch, mnist_adpsgd, mnist_recipes  # noqa: E402
+from benchmarks.experiments import asr, cv, figure_2, launch, mnist_adpsgd, mnist_recipes, nlp  # noqa: E402
 from benchmarks.experiments.experiment import Experiment  # noqa: E402
 from horovod_dpsgd.report import runs  # noqa: E402
 
@@ -32,6 +32,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "mnist-recipes": mnist_recipes.EXPERIMENT,
     "mnist-adpsgd": mnist_adpsgd.EXPERIMENT,
     **cv.EXPERIMENTS,
+    **asr.EXPERIMENTS,
+    **nlp.EXPERIMENTS,
 }
 
 
@@ -60,7 +62,8 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
     if arguments.demo and experiment.demo is None:
         sys.exit(f"reproduce.py: error: {name} has no --demo")
     if experiment.needs_data and not arguments.data_dir and not arguments.dry_run:
-        sys.exit(f"reproduce.py: error: {name} needs --data-dir; what it may hold: benchmarks/cv/datasets.py")
+        where = f"benchmarks/{experiment.runs}/{'datasets.py' if experiment.runs == 'cv' else 'README.md'}"
+        sys.exit(f"reproduce.py: error: {name} needs --data-dir; what it may hold: {where}")
     folder = experiment.runs if arguments.scale == "cpu" else f"{experiment.runs}-paper"
     if arguments.demo and experiment.demo:
         folder, jobs = f"{name}-demo", experiment.demo()

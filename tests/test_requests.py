@@ -22,6 +22,15 @@ def test_a_signal_asks_once_and_only_while_it_is_listened_for(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.fixture
+def sigint_is_caught():
+    """It is ignored by what a shell starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_is_caught")
 def test_the_end_counts_more_than_a_save_and_a_second_sigint_is_not_caught():
     requests = Requests()
     with requests.listening():

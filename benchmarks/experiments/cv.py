@@ -8,14 +8,14 @@ others are smooth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.experiments import ladder
-from benchmarks.experiments.experiment import Experiment, Scale
+from benchmarks.experiments.experiment import Scale
 from benchmarks.experiments.ladder import ACCURACY, DPSGD, SSGD, Cell, Method, Net, Outcomes, ssgd_star
-from horovod_dpsgd.report import figures, table
-from horovod_dpsgd.report.runs import Run
+from horovod_dpsgd.report import figures
 
 LEARNERS = 16  # Section 4
 TRAIN = "benchmarks/cv/train.py"
@@ -141,18 +141,7 @@ def _ladder(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
 
 
 def _noise(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
-    parts = []
-    for number, net in enumerate(outcomes.nets):
-        cells = outcomes.of(net)
-        file = name if number == 0 else f"{name}-{number + 1}"
-        noisy = ACCURACY.best({cell: runs for cell, runs in cells.items() if cell.method.style == "ssgd-star"})
-        shown = [run for cell, runs in cells.items() if cell.method in (SSGD, DPSGD) or cell == noisy for run in runs]
-        figures.save(figures.heldout_accuracy(shown, net.label), folder / file)
-        place = ", ".join(" ".join(entry) for entry in next(iter(cells)).row)
-        rows = [[cell.method.label, str(len(runs)), ACCURACY.cell(runs)] for cell, runs in cells.items()]
-        parts += [f"{net.label}, {place}:", table.markdown(["method", "runs", "held-out accuracy %"], rows)]
-        parts += [f"![held-out accuracy]({file}.png)"]
-    return parts
+    return ladder.curves_with_best_noise(outcomes, ACCURACY, figures.heldout_accuracy, folder, name)
 
 
 PAPER_TABLE_1 = """The paper's, on ImageNet-1K (top-1 accuracy %, one run each; 0.10 is guessing):
@@ -182,23 +171,7 @@ PAPER_NOISE = (
     "The paper's (Section 4.3): EfficientNet-B0 on CIFAR-10 reaches 91.13 % under DPSGD and 22.15 % under SSGD with "
     "the best noise, 0.04; no noise helped AlexNet, VGG11 and VGG11-BN."
 )
-UNKNOWN = "The paper's numbers are in an appendix that could not be read."
-
-
-def _experiment(
-    what: str,
-    cost: str,
-    cells: Callable[[Scale], list[Cell]],
-    parts: Callable[[Outcomes, Path, str], list[str]],
-    name: str,
-    paper: str = UNKNOWN,
-) -> Experiment:
-    def report(scale: Scale, runs: Sequence[Run], folder: Path) -> str:
-        return "\n\n".join([*parts(Outcomes(cells(scale), runs), folder, name), paper])
-
-    return Experiment(what, cost, lambda scale, seeds: ladder.jobs(cells(scale), seeds), report, "cv", needs_data=True)
-
-
+_experiment = partial(ladder.experiment, "cv")
 EXPERIMENTS = {
     "figure-1a": _experiment(
         "CNN: accuracy of SSGD, SSGD*, DPSGD where SSGD collapses", "2 h", figure_1a, _noise, "figure-1a", PAPER_NOISE

@@ -10,10 +10,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.experiments.experiment import Experiment, Scale
 from benchmarks.experiments.launch import Job
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import Run
@@ -83,7 +85,7 @@ class Cell:
         return Job(f"{self.name}-seed{seed}", self.net.script, self.learners, (*words, "--seed", str(seed)))
 
 
-SHORT = {"batch": "bs", "rate": ""}  # in names of run folders
+SHORT = {"batch": "bs", "rate": "", "warm-up": "warmup"}  # in names of run folders
 
 
 def at_rate(
@@ -228,3 +230,39 @@ def _draw(axes: Axes, cells: dict[Cell, list[Run]], method: Method, measure: Mea
     axes.plot(rungs, [np.median(points[x]) for x in rungs], label=method.label, linewidth=1.8, **style)
     for x in rungs:
         axes.plot([x] * len(points[x]), points[x], ".", color=style["color"], markersize=5)
+
+
+def curves_with_best_noise(
+    outcomes: Outcomes, measure: Measure, draw: Callable[[list[Run], str], Figure], folder: Path, name: str
+) -> list[str]:
+    """For each network a table of all methods, and a figure of their curves, of SSGD*'s only the best."""
+    parts = []
+    for number, net in enumerate(outcomes.nets):
+        cells = outcomes.of(net)
+        noisy = {cell: runs for cell, runs in cells.items() if cell.method.style == "ssgd-star"}
+        best = measure.best(noisy)
+        shown = [run for cell, runs in cells.items() if cell not in noisy or cell == best for run in runs]
+        file = name if number == 0 else f"{name}-{number + 1}"
+        figures.save(draw(shown, net.label), folder / file)
+        place = ", ".join(" ".join(entry) for entry in next(iter(cells)).row)
+        lines = [[cell.method.label, str(len(runs)), measure.cell(runs)] for cell, runs in cells.items()]
+        parts += [f"{net.label}, {place}:", table.markdown(["method", "runs", measure.name], lines)]
+        parts += [f"![{measure.name}]({file}.png)"]
+    return parts
+
+
+def experiment(
+    folder: str,
+    what: str,
+    cost: str,
+    cells: Callable[[Scale], list[Cell]],
+    parts: Callable[[Outcomes, Path, str], list[str]],
+    name: str,
+    paper: str = "The paper's numbers are in an appendix that could not be read.",
+) -> Experiment:
+    """The experiment `name`, of `cells`: `parts` makes figures and paragraphs of their runs; `paper` is the last."""
+
+    def report(scale: Scale, runs: Sequence[Run], output: Path) -> str:
+        return "\n\n".join([*parts(Outcomes(cells(scale), runs), output, name), paper])
+
+    return Experiment(what, cost, lambda scale, seeds: jobs(cells(scale), seeds), report, folder, needs_data=True)

@@ -121,6 +121,15 @@ def heldout_accuracy(runs: Sequence[Run], title: str) -> Figure:
     return figure
 
 
+def heldout_loss(runs: Sequence[Run], title: str) -> Figure:
+    """Figures 1b, 1c and 3 of the paper: held-out loss at w_a over steps."""
+    figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
+    draw(axes, [run for run in runs if len(run.curve("heldout_loss")[0])], "heldout_loss")
+    axes.set(xlabel="step", ylabel="held-out loss", title=title)
+    axes.legend()
+    return figure
+
+
 def panels(number: int) -> tuple[Figure, list[Axes]]:
     """So many axes side by side."""
     figure, axes = plt.subplots(1, number, figsize=(5.5 * number, 4.5), layout="constrained", squeeze=False)
