@@ -15,7 +15,7 @@ from conftest import REPOSITORY, environment
 from benchmarks import reproduce
 from benchmarks.cv import image_task, models
 from benchmarks.cv.datasets import DATA_SETS
-from benchmarks.experiments import cv, figure_2, ladder, launch
+from benchmarks.experiments import asr, cv, figure_2, ladder, launch, nlp
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.training import cli
 from horovod_dpsgd.training import recipe as recipes
@@ -43,7 +43,7 @@ def test_runs_of_the_same_name_are_the_same_run():
     """Experiments share run folders by name."""
     for scale in SCALES:
         by_name = {}
-        for experiment in cv.EXPERIMENTS.values():
+        for experiment in (*cv.EXPERIMENTS.values(), *asr.EXPERIMENTS.values(), *nlp.EXPERIMENTS.values()):
             for job in experiment.jobs(scale, [0]):
                 assert by_name.setdefault(job.name, job) == job
 
@@ -68,7 +68,7 @@ def write_run(folder, cell, seed, error, diverged=False):
         "optimizer": "sgd", "git": "abc", "versions": {"torch": "2"}, "config": {"noise_std": 0.0},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
-    lines = [{"step": step, "heldout_error_percent": 90 - step} for step in (10, 20)]
+    lines = [{"step": step, "heldout_error_percent": 90 - step, "heldout_loss": 2 - step / 20} for step in (10, 20)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return runs.load(folder)
 
@@ -107,17 +107,24 @@ def test_the_largest_stable_rate_is_below_the_first_collapse(tmp_path):
     assert rows[2:] == [[cv.PLAIN.label, "8x (not 16x)", "32x, the last tried"]]  # though 32x did not collapse
 
 
-@pytest.mark.parametrize("name", cv.EXPERIMENTS)
-def test_reports_are_made_of_whatever_runs_there_are(name, tmp_path):
-    experiment = cv.EXPERIMENTS[name]
-    cells = {"figure-1a": cv.figure_1a, "noise-injection": cv.noise_injection}.get(
-        name, getattr(cv, name.replace("-", "_"), None)
-    )("cpu")
+LADDERS = {"cv": cv, "asr": asr, "nlp": nlp}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in LADDERS for name in LADDERS[kind].EXPERIMENTS])
+def test_reports_are_made_of_whatever_runs_there_are(kind, name, tmp_path):
+    cells = getattr(LADDERS[kind], name.replace("-", "_"))("cpu")
     loaded = [write_run(tmp_path, cell, seed, 30.0 + seed) for cell in cells for seed in (0, 1)]
-    text = experiment.report("cpu", loaded, tmp_path)
+    text = LADDERS[kind].EXPERIMENTS[name].report("cpu", loaded, tmp_path)
     drawn = re.findall(r"!\[.*\]\((.*)\)", text)
     assert drawn and all((tmp_path / file).stat().st_size > 5000 for file in drawn)
-    assert "69.50 (69.00 - 70.00)" in text
+    assert ("69.50 (69.00 - 70.00)" if kind == "cv" else "1.00 (1.00 - 1.00)") in text
+
+
+def test_shorter_warm_ups_are_harder(tmp_path):
+    cells = [cell for cell in nlp.table_5("cpu") if cell.method == ladder.SSGD]
+    loaded = [write_run(tmp_path, cell, 0, 40.0, cell.x == 10) for cell in cells]
+    outcomes = ladder.Outcomes(cells, loaded)
+    assert cells_of(ladder.limits_table(outcomes, harder_upwards=False).splitlines()[2])[1] == "25 (not 10)"
 
 
 def test_the_best_noise_is_that_of_the_highest_median(tmp_path):

@@ -86,8 +86,8 @@ PAPER_TABLE_4 = """The paper's (one run each; 10.37 is ln 32,000, guessing):
 | 0.2 / 0.4 | SSGD   | 1.92                | 2.05                | 1.58                 |
 | 0.2 / 0.4 | DPSGD  | 1.94                | 2.00                | 1.59                 |"""
 PAPER_FIGURE_1B = (
-    "The paper's (Section 4.3): with noise of 0.01 SSGD on SWB-300 converges for three epochs and then diverges; no noise "
-    "helped on SWB-2000. Which of the two its Figure 1b shows is not said in the text."
+    "The paper's (Section 4.3): with noise of 0.01 SSGD on SWB-300 converges for three epochs and then diverges; no "
+    "noise helped on SWB-2000. Which of the two its Figure 1b shows is not said in the text."
 )
 
 
