@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.comm import arguments, measure
 from benchmarks.comm.loop_overhead import BARE, OURS, Timed, in_turns, report, train_bare, train_ours
 from benchmarks.comm.output import Output
+from benchmarks.cv import image_task
 from benchmarks.cv.image_task import ImageTask
 from horovod_dpsgd import learners
 from horovod_dpsgd.learners import Learners
@@ -37,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
+    image_task.SYNTHETIC_HELDOUT = 16  # evaluated after every turn, and not what is timed
     parser = arguments.parser(__doc__)
     parser.add_argument("--model", default="resnet18", help="of the CIFAR-10 recipe (default: %(default)s)")
     parser.add_argument("--batch-size", type=arguments.count, default=32, help="default: %(default)s")
