@@ -38,7 +38,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def main() -> None:
-    words, more = _split(sys.argv[1:])
+    words, more = launch.split_arguments(sys.argv[1:])
     parser = _parser()
     arguments = parser.parse_args(words)
     arguments.more = more
@@ -50,12 +50,6 @@ def main() -> None:
         return
     for name in arguments.names:
         _reproduce(name, EXPERIMENTS[name], arguments)
-
-
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """What is before "--", and what is behind it: arguments for the training runs."""
-    at = words.index("--") if "--" in words else len(words)
-    return words[:at], words[at + 1 :]
 
 
 def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace) -> None:

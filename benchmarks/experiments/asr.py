@@ -48,15 +48,7 @@ def figure_1b(scale: Scale) -> list[Cell]:
     return [_cell(net, batch, batch / BASE_BATCH[net], method) for method in methods]
 
 
-def _table(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
-    figures.save(ladder.figure(outcomes, LOSS, "peak learning rate, in base rates"), folder / name)
-    return [
-        "Held-out loss at w_a, median (range):",
-        ladder.results_table(outcomes, LOSS),
-        "The largest rate at which, and below which, no run collapsed:",
-        ladder.limits_table(outcomes),
-        f"![held-out loss over rate]({name}.png)",
-    ]
+_table = ladder.over_rates(LOSS, "held-out loss over rate")
 
 
 def _curves(outcomes: Outcomes, folder: Path, name: str) -> list[str]:

@@ -129,15 +129,7 @@ def lamb(scale: Scale) -> list[Cell]:
 # ---- what is made of their runs ----
 
 
-def _ladder(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
-    figures.save(ladder.figure(outcomes, ACCURACY, "peak learning rate, in base rates"), folder / name)
-    return [
-        "Held-out accuracy at w_a, %, median (range):",
-        ladder.results_table(outcomes, ACCURACY),
-        "The largest rate at which, and below which, no run collapsed:",
-        ladder.limits_table(outcomes),
-        f"![accuracy over rate]({name}.png)",
-    ]
+_ladder = ladder.over_rates(ACCURACY, "accuracy over rate")
 
 
 def _noise(outcomes: Outcomes, folder: Path, name: str) -> list[str]:

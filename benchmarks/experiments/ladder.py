@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ class Method:
 
     @property
     def file_name(self) -> str:
-        return re.sub("[^a-z0-9.-]", "", self.label.lower().replace("*", "-star").replace(" ", "-"))
+        return _file_name(self.label)
 
 
 SSGD = Method("SSGD", ("--algo", "ssgd"), "ssgd")
@@ -57,7 +58,7 @@ class Net:
 
     @property
     def file_name(self) -> str:
-        return re.sub("[^a-z0-9.-]", "", self.label.lower().replace(" ", "-"))
+        return _file_name(self.label)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Cell:
     def job(self, seed: int) -> Job:
         words = ("--recipe", self.net.recipe, *self.net.options, *self.method.arguments, *self.arguments)
         return Job(f"{self.name}-seed{seed}", self.net.script, self.learners, (*words, "--seed", str(seed)))
+
+
+def _file_name(label: str) -> str:
+    return re.sub("[^a-z0-9.-]", "", label.lower().replace("*", "-star").replace(" ", "-"))
 
 
 SHORT = {"batch": "bs", "rate": "", "warm-up": "warmup"}  # in names of run folders
@@ -135,6 +140,7 @@ class Measure:
 
     name: str
     of: Callable[[Run], float]  # a number for every run, also for one without a finite loss
+    heading: str  # of a table
     more_is_better: bool
     digits: int = 2
 
@@ -165,8 +171,10 @@ def _loss(run: Run) -> float:
 
 # At w_a. A run whose loss is not finite has the accuracy of guessing one of the classes, and no median of losses that
 # more than half of the runs do not have.
-ACCURACY = Measure("held-out accuracy %", _accuracy, more_is_better=True)
-LOSS = Measure("held-out loss", _loss, more_is_better=False)
+ACCURACY = Measure(
+    "held-out accuracy %", _accuracy, "Held-out accuracy at w_a, %, median (range):", more_is_better=True
+)
+LOSS = Measure("held-out loss", _loss, "Held-out loss at w_a, median (range):", more_is_better=False)
 
 
 def results_table(outcomes: Outcomes, measure: Measure) -> str:
@@ -230,6 +238,35 @@ def _draw(axes: Axes, cells: dict[Cell, list[Run]], method: Method, measure: Mea
     axes.plot(rungs, [np.median(points[x]) for x in rungs], label=method.label, linewidth=1.8, **style)
     for x in rungs:
         axes.plot([x] * len(points[x]), points[x], ".", color=style["color"], markersize=5)
+
+
+def limits_and_figure(
+    outcomes: Outcomes,
+    folder: Path,
+    name: str,
+    *,
+    measure: Measure,
+    caption: str,
+    xlabel: str,
+    limits: str,
+    harder_upwards: bool = True,
+) -> list[str]:
+    """The table of results, that of limits headed by `limits`, and the figure over `xlabel`, with its caption."""
+    figures.save(figure(outcomes, measure, xlabel), folder / name)
+    return [
+        measure.heading,
+        results_table(outcomes, measure),
+        limits,
+        limits_table(outcomes, harder_upwards),
+        f"![{caption}]({name}.png)",
+    ]
+
+
+def over_rates(measure: Measure, caption: str) -> Callable[[Outcomes, Path, str], list[str]]:
+    """Tables and figure of a ladder of rates."""
+    limits = "The largest rate at which, and below which, no run collapsed:"
+    xlabel = "peak learning rate, in base rates"
+    return partial(limits_and_figure, measure=measure, caption=caption, xlabel=xlabel, limits=limits)
 
 
 def curves_with_best_noise(

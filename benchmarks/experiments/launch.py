@@ -65,6 +65,12 @@ def environment() -> dict[str, str]:
     return os.environ | root | {"PYTHONPATH": str(REPOSITORY)}
 
 
+def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
+    """What is before "--", and what is behind it: arguments for the training runs."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
 def print_all(jobs: list[Job], place: Place) -> None:
     for job in jobs:
         words = job.words(place.folder / job.name, place.more)

@@ -45,15 +45,14 @@ def figure_1c(scale: Scale) -> list[Cell]:
     return [_cell(scale, FIGURE_3[scale][0], method) for method in (SSGD, DPSGD, *map(ssgd_star, NOISE[scale]))]
 
 
-def _table(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
-    figures.save(ladder.figure(outcomes, LOSS, "warm-up, steps"), folder / name)
-    return [
-        "Held-out loss at w_a, median (range):",
-        ladder.results_table(outcomes, LOSS),
-        "The shortest warm-up at which, and at all longer ones, no run collapsed:",
-        ladder.limits_table(outcomes, harder_upwards=False),
-        f"![held-out loss over warm-up]({name}.png)",
-    ]
+_table = partial(
+    ladder.limits_and_figure,
+    measure=LOSS,
+    caption="held-out loss over warm-up",
+    xlabel="warm-up, steps",
+    limits="The shortest warm-up at which, and at all longer ones, no run collapsed:",
+    harder_upwards=False,
+)
 
 
 def _curves(outcomes: Outcomes, folder: Path, name: str) -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.comm import arguments
+from benchmarks.experiments import launch
 from benchmarks.runtime import documents, fit, plots, validate, wall_clock
 from benchmarks.runtime import predict as predicting
 from benchmarks.runtime.costs import Cost
@@ -45,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main() -> None:
-    words, more = _split(sys.argv[1:])
+    words, more = launch.split_arguments(sys.argv[1:])
     try:
         given = _parser().parse_args(words)
         if more and given.run is not _measure:
@@ -55,12 +56,6 @@ def main() -> None:
     except (UserError, ValueError) as error:
         print(f"benchmarks.runtime: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-
-
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """What is before "--", and what is behind it."""
-    at = words.index("--") if "--" in words else len(words)
-    return words[:at], words[at + 1 :]
 
 
 def _predict(given: argparse.Namespace) -> None:
