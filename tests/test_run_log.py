@@ -115,7 +115,7 @@ def test_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     log = RunLog(tmp_path, RECIPE, 0, 40)
     log.result({"steps": 10})
 
-    def full_disk(path, text):
+    def full_disk(path, text, **options):
         path.open("w").write(text[: len(text) // 2])
         raise OSError("No space left on device")
 
