@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from speech import write_prepared
 
+from benchmarks.asr import frequencies
 from benchmarks.asr.prepared import MANIFEST, Manifest, Prepared, SubSequences, levels, shard_files
 from benchmarks.asr.writing import PreparedWriter, Utterance, summary
 from horovod_dpsgd.errors import DataError
@@ -193,3 +194,24 @@ def test_the_manifest_comes_back(tmp_path):
     manifest = Manifest.read(tmp_path)
     assert manifest.text() == (tmp_path / MANIFEST).read_text()
     assert (manifest.streams, manifest.dimension, manifest.silence) == ({"first": 3, "second": 1}, 4, [1, 2])
+
+
+def test_frequencies_of_states_are_shown(tmp_path, monkeypatch, capsys):
+    """The table, the states in the order of their frequency, and those that do not occur left out."""
+    made = write_prepared(tmp_path, (64, 30), silence=[0])
+    monkeypatch.setattr("sys.argv", ["frequencies.py", str(tmp_path), "--output", str(tmp_path / "figure")])
+    frequencies.main()
+    assert (tmp_path / "figure.png").stat().st_size and (tmp_path / "figure.svg").stat().st_size
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| train"))
+    assert [cell.strip() for cell in row.split("|")][2:5] == ["94", "5", "100.0 %"]
+    counts = np.append(np.bincount(made["train"][1]), 0)
+    (axes,) = frequencies.draw({"train": counts}, "made up", {0}).axes
+    assert list(axes.lines[0].get_ydata()) == sorted(counts[:-1], reverse=True)
+    assert list(axes.lines[1].get_ydata()) == [counts[0]]
+
+
+def test_frequencies_of_no_prepared_speech_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["frequencies.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        frequencies.main()
+    assert "does not hold prepared speech" in capsys.readouterr().err
