@@ -57,6 +57,23 @@ def test_the_paper_s_rates_are_those_of_its_tables():
     assert (recipe.lr, recipe.batch_size, recipe.warmup_from) == (pytest.approx(0.32), 8192, 0.01)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", ["layer-norm-init", "mixed-moments"])
+def test_language_ablations_change_one_key_of_runs_that_table_5_has(name, scale):
+    shared = {job.name for job in nlp.EXPERIMENTS["table-5"].jobs(scale, [0])}
+    jobs = nlp.EXPERIMENTS[name].jobs(scale, [0])
+    own = [job for job in jobs if job.name not in shared]
+    assert len(own) == len(jobs) / 2
+    for job in own:
+        given = cli.parser("", "").parse_args(list(job.arguments))
+        changed = cli._recipe(given, REPOSITORY / "benchmarks/nlp/recipes", "").model_dump()
+        given.set = []
+        plain = cli._recipe(given, REPOSITORY / "benchmarks/nlp/recipes", "").model_dump()
+        ones = {"model_options": plain["model_options"] | {"layer_norm_init": "ones"}}
+        expected = ones if name == "layer-norm-init" else {"mix_moments": True}
+        assert {key: value for key, value in changed.items() if plain[key] != value} == expected
+
+
 def write_run(folder, cell, seed, error, diverged=False):
     folder = folder / cell.job(seed).name
     folder.mkdir(parents=True)
