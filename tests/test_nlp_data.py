@@ -214,6 +214,7 @@ def test_a_text_that_is_too_short_is_named(text):
         ({"blocksize": 3}, "data_options.blocksize: unknown; known are block_size"),
         ({"block_size": 1}, "data_options.block_size: Input should be greater than or equal to 4"),
         ({"vocabulary": 100}, "data_options.vocabulary: Input should be greater than or equal to 300"),
+        ({"order": "shuffled"}, "data_options.order: Input should be 'random' or 'sequential'"),
         ({"heldout": "train"}, "data_options.heldout: Input should be 'valid' or 'test'"),
         ({"heldout_blocks": 0}, "data_options.heldout_blocks"),
         ({"vocabulary": None}, "one of vocabulary (a tokenizer trained here) and tokenizer must be given"),
@@ -426,13 +427,26 @@ def test_blocks_are_the_text_cut_up(text):
     np.testing.assert_array_equal(tokens, numbers[: made.samples * 16].reshape(-1, 16)[[3, 0]])
 
 
-def test_learners_together_train_on_every_block_once(text):
-    made = task("text", text)
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_learners_together_train_on_every_block_once(text, order):
+    made = task("text", text, order=order)
     batch, parts = 8, 4
-    sampler = Sampler(made.samples, batch, parts, seed=1)
+    sampler = Sampler(made.samples, batch, parts, 1, made.order)
     steps = made.samples // batch
     seen = [sampler.indices(Part(step, part)) for step in range(steps) for part in range(parts)]
     assert len(torch.cat(seen).unique()) == steps * batch
+
+
+def test_in_sequential_order_a_learner_reads_the_text_on(text):
+    made = task("text", text, order="sequential")
+    numbers = encoder_of(text).encode(lines("train"))
+    steps = made.samples // 8
+    for learner in range(4):  # two places of a batch of eight each
+        sampler = Sampler(made.samples, 8, 4, 1, made.order)
+        batches = made.train_batches(sampler.indices(Part(step, learner)) for step in range(steps))
+        read = torch.stack([tokens for (tokens,) in batches], 1).flatten()  # [places, steps, block size]
+        first = 2 * learner * steps * 16
+        np.testing.assert_array_equal(read, numbers[first : first + 2 * steps * 16])
 
 
 @pytest.mark.parametrize("part", ["train", "heldout"])
