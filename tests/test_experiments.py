@@ -13,9 +13,13 @@ import torch
 from conftest import REPOSITORY, environment
 
 from benchmarks import reproduce
+from benchmarks.asr import speech_task
 from benchmarks.cv import image_task, models
 from benchmarks.cv.datasets import DATA_SETS
 from benchmarks.experiments import asr, cv, figure_2, ladder, launch, nlp
+from benchmarks.nlp import language_task
+from benchmarks.nlp import models as language_models
+from benchmarks.options import parse
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.training import cli
 from horovod_dpsgd.training import recipe as recipes
@@ -33,6 +37,12 @@ def test_every_command_is_one_that_training_takes(name, scale, monkeypatch):
         given = cli.parser("", "mnist").parse_args(list(job.arguments))
         recipe = cli._recipe(given, REPOSITORY / Path(job.script).parent / "recipes", "mnist")
         recipe.check_learners(job.learners)
+        kind = Path(job.script).parent.name
+        if kind == "asr":
+            parse(speech_task.DataOptions, "data_options", recipe.data_options)
+        if kind == "nlp":
+            parse(language_task.DataOptions, "data_options", recipe.data_options)
+            language_models.find(recipe.model, 300, 256, recipe.model_options)
         if recipe.task in DATA_SETS:
             image_task.DataOptions.of(recipe)
             data_set = DATA_SETS[recipe.task]

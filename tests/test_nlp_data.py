@@ -22,9 +22,9 @@ from torch import nn
 import benchmarks.nlp
 from benchmarks.nlp import corpora, language_task, prepare, token_files, unigram
 from benchmarks.nlp.language_task import DataOptions, LanguageTask
-from benchmarks.nlp.options import parse
 from benchmarks.nlp.texts import ParquetText, PlainText
 from benchmarks.nlp.tokenizing import Encoder, Given, TrainedHere
+from benchmarks.options import parse
 from horovod_dpsgd.errors import DataError, RecipeError
 from horovod_dpsgd.training.recipe import Recipe, load
 from horovod_dpsgd.training.task import Part, Sampler
@@ -64,15 +64,11 @@ def text(tmp_path) -> Path:
     return write(tmp_path / "voyages")
 
 
-def recipe(task: str, data_dir: Path | None, **keys) -> SimpleNamespace:
-    """What the task looks at of a recipe."""
+def recipe(task: str, data_dir: Path | None, **keys) -> Recipe:
     options = {"block_size": 16, "vocabulary": 300} | keys.pop("data_options", {})
     small = {"width": 8, "hidden": 8, "heads": 2, "layers": 1, "dropout": 0.0}
-    defaults = {"model": "transformer", "model_options": small, "synthetic": False, "device": "cpu"}
-    training = {"batch_size": 8, "accumulate": 1}
-    return SimpleNamespace(
-        **{"task": task, "data_dir": data_dir, "data_options": options, **defaults, **training, **keys}
-    )
+    training = {"model": "transformer", "model_options": small, "lr": 1, "max_steps": 1, "batch_size": 8}
+    return Recipe(**{"task": task, "data_dir": data_dir, "data_options": options, **training, **keys})
 
 
 def task(name: str, data_dir: Path | None, **data_options) -> LanguageTask:

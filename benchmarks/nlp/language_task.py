@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.nlp import corpora, models, token_files, unigram
-from benchmarks.nlp.options import Options, parse
 from benchmarks.nlp.token_files import Tokens
 from benchmarks.nlp.tokenizing import Given, Tokenizing, TrainedHere
+from benchmarks.options import Options, parse
 from horovod_dpsgd.errors import DataError, RecipeError
 from horovod_dpsgd.training import Batch, Order, Recipe, Score, Task
 
@@ -137,9 +137,8 @@ class LanguageTask(Task):
     def shard_batches(self, part: str, shard: int, shards: int) -> Iterator[Batch]:
         blocks, numbers = (self.train, np.arange(self.samples)) if part == "train" else (self.heldout, self.evaluated)
         batch = max(1, EVALUATION_LOGITS[self.recipe.device] // (self.options.block_size * self.classes))
-        if part == "train":  # gradients are wanted of these, and only what is trained on at once is known to fit
-            at_once = self.recipe.batch_size // shards // self.recipe.accumulate
-            batch = max(1, min(batch, at_once))
+        if part == "train":  # gradients are wanted of these
+            batch = min(batch, self.recipe.samples_at_once(shards))
         mine = numbers[shard::shards] % len(blocks)
         for at in range(0, len(mine), batch):
             yield _batch(blocks, mine[at : at + batch])
