@@ -125,6 +125,17 @@ def test_parquet_files_give_the_same_lines(tmp_path):
     assert list(found.heldout.lines()) == lines("valid")
 
 
+def test_parquet_files_that_hold_no_text_are_an_error_line(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    damaged, other = tmp_path / "damaged.parquet", tmp_path / "other.parquet"
+    damaged.write_bytes(b"PAR1 and no more")
+    parquet.write_table(pyarrow.table({"label": [1, 2]}), other)
+    for path in (damaged, other):
+        assert f"{path} cannot be read: " in complaint(DataError, lambda path=path: list(ParquetText((path,)).lines()))
+
+
 def test_parquet_files_without_pyarrow_are_an_error_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "train.parquet").write_bytes(b"")
