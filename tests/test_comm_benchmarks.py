@@ -19,6 +19,7 @@ from benchmarks.comm import (
     fused,
     jobs,
     loop_overhead,
+    loops,
     measure,
     methods,
     osu_get_bw,
@@ -32,6 +33,7 @@ from benchmarks.comm import (
     wire_bytes,
 )
 from benchmarks.comm import run as run_all
+from benchmarks.nlp import speed
 from benchmarks.two_hosts.netns import why_not
 from horovod_dpsgd import gossip, learners
 
@@ -126,6 +128,12 @@ WRONG = [
     (wire_bytes, "--size big", "argument --size: 'big' is not a size"),
     (loop_overhead, "--steps 1.5", "argument --steps: '1.5' is not a whole number of 1 or more"),
     (loop_overhead, "--output /dev/null/a/b", "--output /dev/null/a/b: Not a directory"),
+    (
+        speed,
+        "--recipe nonesuch",
+        "recipe 'nonesuch' cannot be read (No such file or directory); known here: ",
+    ),
+    (speed, "--accumulate 3", "accumulate 3: the 16 samples of a learner cannot be cut so"),
     (decent_dp_peer, "--batch-size none", "argument --batch-size: 'none' is not a whole number of 1 or more"),
 ]
 
@@ -296,12 +304,29 @@ def test_steps_take_any_topology_and_compression(tmp_path, mpirun):
     assert "| adpsgd (ring) " in done.stdout
 
 
-def test_the_loop_is_compared_with_a_bare_one(tmp_path):
+@pytest.mark.parametrize(
+    ("script", "unit", "a_step", "words"),
+    [
+        ("comm/loop_overhead.py", "samples", 100, "--batch-size 100 --steps 5"),
+        ("nlp/speed.py", "tokens", 4 * 32, "--batch-size 4 --steps 1 --accumulate 2 --amp"),
+    ],
+)
+def test_the_loop_is_compared_with_a_bare_one(tmp_path, script, unit, a_step, words):
     file = tmp_path / "out.jsonl"
-    short = ["--steps", "5", "--batch-size", "100", "--turns", "3", "--output", str(file)]
-    run([sys.executable, str(COMM / "loop_overhead.py"), *short], 120, 0)
+    script = REPOSITORY / "benchmarks" / script
+    done = run([sys.executable, str(script), *words.split(), "--turns", "3", "--output", str(file)], 120, 0)
     assert [row["loop"] for row in lines(file)] == ["bare PyTorch loop", "horovod_dpsgd's loop"]
-    assert all(row["seconds"] > 0 for row in lines(file))
+    for row in lines(file):
+        assert row["seconds"] > 0
+        assert row[f"{unit}_per_second"] == pytest.approx(a_step / row["seconds"], rel=1e-3)
+    assert f"| {unit}/s (quartiles) " in done.stdout
+
+
+def test_turns_are_fewer_where_time_is_short():
+    calls = iter(range(100))
+    contenders = {"a": lambda: float(next(calls)), "b": lambda: 1.0}
+    assert loops.in_turns(contenders, turns=9, budget=0.0) == {"a": [1.0, 2.0, 3.0], "b": [1.0] * 3}
+    assert len(loops.in_turns(contenders, turns=9, budget=60.0)["a"]) == 9
 
 
 @pytest.mark.mpi

@@ -34,6 +34,7 @@ from benchmarks.cv.image_task import ImageTask
 from benchmarks.cv.images import Request, first_of_each_class
 from benchmarks.cv.on_disk import OnDiskImages
 from horovod_dpsgd.errors import DataError, RecipeError
+from horovod_dpsgd.training import Recipe
 from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.task import Part, Sampler
 
@@ -60,11 +61,9 @@ def models(monkeypatch) -> None:
     monkeypatch.setattr(image_task, "models", SimpleNamespace(make=make, check=make))
 
 
-def recipe(task: str, data_dir: Path | None, **keys) -> SimpleNamespace:
-    """What the task looks at of a recipe."""
-    defaults = {"model": "linear", "model_options": {}, "data_options": {}, "synthetic": False}
-    training = {"seed": 3, "batch_size": 8, "accumulate": 1, "device": "cpu"}
-    return SimpleNamespace(**{"task": task, "data_dir": data_dir, **defaults, **training, **keys})
+def recipe(task: str, data_dir: Path | None, **keys) -> Recipe:
+    training = {"model": "linear", "lr": 1, "max_steps": 1, "seed": 3, "batch_size": 8}
+    return Recipe(**{"task": task, "data_dir": data_dir, **training, **keys})
 
 
 def task(name: str, data_dir: Path | None, **data_options) -> ImageTask:
@@ -341,18 +340,18 @@ def test_wrong_idx_shapes_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("cifar10", {"sharpen": True}, "sharpen"),
-        ("cifar10", {"augment": "no"}, "augment"),
-        ("cifar10", {"subset": 0}, "subset"),
-        ("cifar10", {"subset": 2.5}, "subset"),
+        ("cifar10", {"sharpen": True}, "data_options.sharpen: unknown; known are augment, subset"),
+        ("cifar10", {"augment": "no"}, "data_options.augment: Input should be a valid boolean"),
+        ("cifar10", {"subset": 0}, "data_options.subset: Input should be greater than 0"),
+        ("cifar10", {"subset": 2.5}, "data_options.subset: Input should be a valid integer"),
         ("cifar10", {"workers": 2}, "workers"),
         ("cifar10", {"image_size": 64}, "image_size"),
         ("cifar10", {"image_size": 10}, "10 does not divide 32"),
-        ("folder", {"workers": -1}, "workers"),
-        ("folder", {"workers": True}, "workers"),
-        ("folder", {"workers": 1, "in_memory": True}, "workers"),
+        ("folder", {"workers": -1}, "data_options.workers: Input should be greater than or equal to 0"),
+        ("folder", {"workers": True}, "data_options.workers: Input should be a valid integer"),
+        ("folder", {"workers": 1, "in_memory": True}, "data_options.workers: these images are in memory"),
         ("folder", {"subset": 16}, "6 of class 0, which has 5"),
-        ("folder", {"image_size": "large"}, "image_size"),
+        ("folder", {"image_size": "large"}, "data_options.image_size: Input should be a valid integer"),
     ],
 )
 def test_a_wrong_option_is_named(folder, name, options, words):

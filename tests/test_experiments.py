@@ -13,9 +13,13 @@ import torch
 from conftest import REPOSITORY, environment
 
 from benchmarks import reproduce
+from benchmarks.asr import speech_task
 from benchmarks.cv import image_task, models
 from benchmarks.cv.datasets import DATA_SETS
 from benchmarks.experiments import asr, cv, figure_2, ladder, launch, nlp
+from benchmarks.nlp import language_task
+from benchmarks.nlp import models as language_models
+from benchmarks.options import parse
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.training import cli
 from horovod_dpsgd.training import recipe as recipes
@@ -33,6 +37,12 @@ def test_every_command_is_one_that_training_takes(name, scale, monkeypatch):
         given = cli.parser("", "mnist").parse_args(list(job.arguments))
         recipe = cli._recipe(given, REPOSITORY / Path(job.script).parent / "recipes", "mnist")
         recipe.check_learners(job.learners)
+        kind = Path(job.script).parent.name
+        if kind == "asr":
+            parse(speech_task.DataOptions, "data_options", recipe.data_options)
+        if kind == "nlp":
+            parse(language_task.DataOptions, "data_options", recipe.data_options)
+            language_models.find(recipe.model, 300, 256, recipe.model_options)
         if recipe.task in DATA_SETS:
             image_task.DataOptions.of(recipe)
             data_set = DATA_SETS[recipe.task]
@@ -55,6 +65,23 @@ def test_the_paper_s_rates_are_those_of_its_tables():
     given = cli.parser("", "mnist").parse_args(list(cv.table_3("paper")[0].job(0).arguments))
     recipe = recipes.load(given.recipe, REPOSITORY / "benchmarks/cv/recipes", {"lr_scale": given.lr_scale})
     assert (recipe.lr, recipe.batch_size, recipe.warmup_from) == (pytest.approx(0.32), 8192, 0.01)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", ["layer-norm-init", "mixed-moments"])
+def test_language_ablations_change_one_key_of_runs_that_table_5_has(name, scale):
+    shared = {job.name for job in nlp.EXPERIMENTS["table-5"].jobs(scale, [0])}
+    jobs = nlp.EXPERIMENTS[name].jobs(scale, [0])
+    own = [job for job in jobs if job.name not in shared]
+    assert len(own) == len(jobs) / 2
+    for job in own:
+        given = cli.parser("", "").parse_args(list(job.arguments))
+        changed = cli._recipe(given, REPOSITORY / "benchmarks/nlp/recipes", "").model_dump()
+        given.set = []
+        plain = cli._recipe(given, REPOSITORY / "benchmarks/nlp/recipes", "").model_dump()
+        ones = {"model_options": plain["model_options"] | {"layer_norm_init": "ones"}}
+        expected = ones if name == "layer-norm-init" else {"mix_moments": True}
+        assert {key: value for key, value in changed.items() if plain[key] != value} == expected
 
 
 def write_run(folder, cell, seed, error, diverged=False):

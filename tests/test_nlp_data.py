@@ -22,9 +22,9 @@ from torch import nn
 import benchmarks.nlp
 from benchmarks.nlp import corpora, language_task, prepare, token_files, unigram
 from benchmarks.nlp.language_task import DataOptions, LanguageTask
-from benchmarks.nlp.options import parse
 from benchmarks.nlp.texts import ParquetText, PlainText
 from benchmarks.nlp.tokenizing import Encoder, Given, TrainedHere
+from benchmarks.options import parse
 from horovod_dpsgd.errors import DataError, RecipeError
 from horovod_dpsgd.training.recipe import Recipe, load
 from horovod_dpsgd.training.task import Part, Sampler
@@ -64,15 +64,11 @@ def text(tmp_path) -> Path:
     return write(tmp_path / "voyages")
 
 
-def recipe(task: str, data_dir: Path | None, **keys) -> SimpleNamespace:
-    """What the task looks at of a recipe."""
+def recipe(task: str, data_dir: Path | None, **keys) -> Recipe:
     options = {"block_size": 16, "vocabulary": 300} | keys.pop("data_options", {})
     small = {"width": 8, "hidden": 8, "heads": 2, "layers": 1, "dropout": 0.0}
-    defaults = {"model": "transformer", "model_options": small, "synthetic": False, "device": "cpu"}
-    training = {"batch_size": 8, "accumulate": 1}
-    return SimpleNamespace(
-        **{"task": task, "data_dir": data_dir, "data_options": options, **defaults, **training, **keys}
-    )
+    training = {"model": "transformer", "model_options": small, "lr": 1, "max_steps": 1, "batch_size": 8}
+    return Recipe(**{"task": task, "data_dir": data_dir, "data_options": options, **training, **keys})
 
 
 def task(name: str, data_dir: Path | None, **data_options) -> LanguageTask:
@@ -127,6 +123,17 @@ def test_parquet_files_give_the_same_lines(tmp_path):
     assert isinstance(found.train, ParquetText) and len(found.train.paths) == 2
     assert list(found.train.lines()) == lines("train")
     assert list(found.heldout.lines()) == lines("valid")
+
+
+def test_parquet_files_that_hold_no_text_are_an_error_line(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    damaged, other = tmp_path / "damaged.parquet", tmp_path / "other.parquet"
+    damaged.write_bytes(b"PAR1 and no more")
+    parquet.write_table(pyarrow.table({"label": [1, 2]}), other)
+    for path in (damaged, other):
+        assert f"{path} cannot be read: " in complaint(DataError, lambda path=path: list(ParquetText((path,)).lines()))
 
 
 def test_parquet_files_without_pyarrow_are_an_error_line(tmp_path, monkeypatch):
@@ -214,6 +221,7 @@ def test_a_text_that_is_too_short_is_named(text):
         ({"blocksize": 3}, "data_options.blocksize: unknown; known are block_size"),
         ({"block_size": 1}, "data_options.block_size: Input should be greater than or equal to 4"),
         ({"vocabulary": 100}, "data_options.vocabulary: Input should be greater than or equal to 300"),
+        ({"order": "shuffled"}, "data_options.order: Input should be 'random' or 'sequential'"),
         ({"heldout": "train"}, "data_options.heldout: Input should be 'valid' or 'test'"),
         ({"heldout_blocks": 0}, "data_options.heldout_blocks"),
         ({"vocabulary": None}, "one of vocabulary (a tokenizer trained here) and tokenizer must be given"),
@@ -426,13 +434,26 @@ def test_blocks_are_the_text_cut_up(text):
     np.testing.assert_array_equal(tokens, numbers[: made.samples * 16].reshape(-1, 16)[[3, 0]])
 
 
-def test_learners_together_train_on_every_block_once(text):
-    made = task("text", text)
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_learners_together_train_on_every_block_once(text, order):
+    made = task("text", text, order=order)
     batch, parts = 8, 4
-    sampler = Sampler(made.samples, batch, parts, seed=1)
+    sampler = Sampler(made.samples, batch, parts, 1, made.order)
     steps = made.samples // batch
     seen = [sampler.indices(Part(step, part)) for step in range(steps) for part in range(parts)]
     assert len(torch.cat(seen).unique()) == steps * batch
+
+
+def test_in_sequential_order_a_learner_reads_the_text_on(text):
+    made = task("text", text, order="sequential")
+    numbers = encoder_of(text).encode(lines("train"))
+    steps = made.samples // 8
+    for learner in range(4):  # two places of a batch of eight each
+        sampler = Sampler(made.samples, 8, 4, 1, made.order)
+        batches = made.train_batches(sampler.indices(Part(step, learner)) for step in range(steps))
+        read = torch.stack([tokens for (tokens,) in batches], 1).flatten()  # [places, steps, block size]
+        first = 2 * learner * steps * 16
+        np.testing.assert_array_equal(read, numbers[first : first + 2 * steps * 16])
 
 
 @pytest.mark.parametrize("part", ["train", "heldout"])

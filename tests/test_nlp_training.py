@@ -38,6 +38,11 @@ def test_every_form_of_model_trains_by_every_algorithm(mpirun, tmp_path):
     assert done.stdout.count("trained") == 3 * 4
 
 
+def test_blocks_in_sequential_order_are_each_taken_once_an_epoch_and_resumed(mpirun, tmp_path):
+    done = mpirun(2, PROGRAMS / "blocks_in_order.py", tmp_path)
+    assert done.stdout.split() == ["dpsgd", "resumed", "adpsgd"]
+
+
 def test_a_run_on_text_is_resumed_bit_for_bit_and_says_what_it_found(mpirun, tmp_path, small):
     options = ["--set", "model_options.dropout=0.1", "--set", "mix_moments=true", "--checkpoint-every", 8]
     mpirun(2, TRAIN, *small, *options, "--max-steps", 12, "--output", tmp_path / "whole")

@@ -222,6 +222,7 @@ def test_parts_that_a_learner_s_batch_cannot_be_cut_into_are_refused(folder):
     recipe.check_learners(4)
     line = complaint(recipe.check_learners, 2 * 5 * 5)
     assert "accumulate 5: the 2 samples of a learner cannot be cut so" in line
+    assert [recipe.samples_at_once(learners) for learners in (1, 4, 1000)] == [20, 5, 1]
 
 
 def test_a_slow_learner_that_is_not_there_is_refused(folder):

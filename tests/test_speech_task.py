@@ -17,6 +17,7 @@ from benchmarks.asr import speech_task
 from benchmarks.asr.model import AcousticModel
 from benchmarks.asr.speech_task import SpeechTask
 from horovod_dpsgd.errors import DataError, RecipeError
+from horovod_dpsgd.training import Recipe
 from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.evaluation import evaluate_own
 
@@ -24,10 +25,9 @@ RECIPES = Path(benchmarks.asr.__file__).parent / "recipes"
 SMALL = {"layers": 1, "cells": 6, "bottleneck": None}
 
 
-def recipe(data_dir: Path | None, **keys) -> SimpleNamespace:
-    """What the task looks at of a recipe."""
-    defaults = {"model": "bilstm", "model_options": SMALL, "data_options": {}, "synthetic": False, "task": "speech"}
-    return SimpleNamespace(data_dir=data_dir, **{**defaults, "batch_size": 8, "device": "cpu", **keys})
+def recipe(data_dir: Path | None, **keys) -> Recipe:
+    training = {"task": "speech", "model": "bilstm", "model_options": SMALL, "lr": 1, "max_steps": 1, "batch_size": 8}
+    return Recipe(data_dir=data_dir, **{**training, **keys})
 
 
 def all_of(task: SpeechTask, part: str, shard: int = 0, shards: int = 1) -> list[torch.Tensor]:
@@ -172,8 +172,8 @@ def test_a_model_may_have_more_states_than_the_data(tmp_path):
         (RecipeError, {"model_options": {"input": 9}}, r"input: 9, but the data have 4 \(first 3, second 1\)"),
         (RecipeError, {"model_options": {"states": 3}}, "states: 3, but the data have 5"),
         (RecipeError, {"model_options": {"cells": 3}}, "cells: 3 is odd"),
-        (RecipeError, {"data_options": {"frames": 1}}, "data_options: unknown frames; known: unroll, heldout"),
-        (RecipeError, {"data_options": {"unroll": 0}}, "unroll: 0 is not a whole number"),
+        (RecipeError, {"data_options": {"frames": 1}}, "data_options.frames: unknown; known are unroll, heldout"),
+        (RecipeError, {"data_options": {"unroll": 0}}, "data_options.unroll: Input should be greater than 0"),
         (DataError, {"data_options": {"unroll": 99}}, "has no utterance of 99 frames"),
         (DataError, {"data_dir": None}, "task speech needs --data-dir DIR, made by benchmarks/asr/prepare.py"),
         (DataError, {"data_dir": Path("/nowhere")}, "/nowhere does not hold prepared speech"),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.asr import model
 from benchmarks.asr.model import AcousticModel
 from benchmarks.asr.prepared import Prepared, SubSequences
+from benchmarks.options import Options, parse
 from horovod_dpsgd.errors import DataError, RecipeError
 from horovod_dpsgd.training import Batch, Recipe, Score, Task
 
@@ -23,27 +24,14 @@ SYNTHETIC_SAMPLES = {"swb300": 4_000_000, "swb2000": 30_000_000}  # Section 4.2;
 SYNTHETIC_HELDOUT = 200
 
 
-@dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Options):
     """What a recipe's data_options may hold.
 
     unroll: frames of a sub-sequence; heldout: judge by so many held-out sub-sequences, spread evenly (default: all).
     """
 
-    unroll: int = 21
-    heldout: int | None = None
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> DataOptions:
-        """Raises RecipeError for an option that is unknown or wrong."""
-        given: dict[str, Any] = recipe.data_options
-        if unknown := given.keys() - cls.__dataclass_fields__.keys():
-            known = ", ".join(cls.__dataclass_fields__)
-            raise RecipeError(f"data_options: unknown {', '.join(map(str, unknown))}; known: {known}")
-        for name, value in given.items():
-            if not (value is None and name == "heldout") and (type(value) is not int or value < 1):
-                raise RecipeError(f"data_options.{name}: {value!r} is not a whole number of at least 1")
-        return cls(**given)
+    unroll: int = Field(21, gt=0)
+    heldout: int | None = Field(None, gt=0)
 
 
 class Source(Protocol):
@@ -66,7 +54,7 @@ class SpeechTask(Task):
     """
 
     def __init__(self, recipe: Recipe, may_fetch: bool = True) -> None:
-        self.options = DataOptions.of(recipe)
+        self.options = parse(DataOptions, "data_options", recipe.data_options)
         known = ("layers", "cells", "bottleneck", "states", "input")
         if recipe.model != "bilstm" or recipe.model_options.keys() - set(known):
             raise RecipeError(f"task {recipe.task} has the model bilstm with model_options {', '.join(known)}")
@@ -142,9 +130,8 @@ class SpeechTask(Task):
             (self.train, np.arange(self.samples)) if part == "train" else (self.heldout, self.chosen_heldout)
         )
         batch = max(1, EVALUATION_LOGITS[self.recipe.device] // (self.options.unroll * self.classes))
-        if part == "train":  # gradients are wanted of these, and only what is trained on at once is known to fit
-            at_once = self.recipe.batch_size // shards // self.recipe.accumulate
-            batch = max(1, min(batch, at_once))
+        if part == "train":  # gradients are wanted of these
+            batch = min(batch, self.recipe.samples_at_once(shards))
         mine = chosen[shard::shards]
         for at in range(0, len(mine), batch):
             yield _tensors(source.take(mine[at : at + batch]))

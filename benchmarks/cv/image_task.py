@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ from benchmarks.cv.class_folders import ClassFolders
 from benchmarks.cv.datasets import DATA_SETS, DataSet, DecodedFolders, Found
 from benchmarks.cv.images import Images, Request, first_of_each_class
 from benchmarks.cv.in_memory import InMemoryImages, RandomImages, Source
+from benchmarks.options import Options, parse
 from horovod_dpsgd.errors import DataError, RecipeError
 from horovod_dpsgd.learners import seed_for
 from horovod_dpsgd.training import Batch, Recipe, Score, Task
@@ -26,8 +27,7 @@ EVALUATION_PIXELS = {"cpu": 2**19, "cuda": 2**23}  # of a held-out batch: 512 im
 SYNTHETIC_HELDOUT = 1_000  # images: few, as it is training whose speed is measured
 
 
-@dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Options):
     """What a recipe's data_options may hold.
 
     augment: random crops and flips; subset: train on the first so many samples, evenly of all classes; workers:
@@ -38,27 +38,16 @@ class DataOptions:
     """
 
     augment: bool = True
-    subset: int | None = None
-    workers: int = 0
-    image_size: int | None = None
+    subset: int | None = Field(None, gt=0)
+    workers: int = Field(0, ge=0)
+    image_size: int | None = Field(None, ge=8)
     in_memory: bool = False
     channels_last: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe) -> DataOptions:
         """Raises RecipeError for an option that is unknown, wrong, or has no meaning for the recipe's task."""
-        given: dict[str, Any] = recipe.data_options
-        if unknown := given.keys() - cls.__dataclass_fields__.keys():
-            known = ", ".join(cls.__dataclass_fields__)
-            raise RecipeError(f"data_options: unknown {', '.join(map(str, unknown))}; known: {known}")
-        for name in ("augment", "in_memory", "channels_last"):
-            if not isinstance(given.get(name, False), bool):
-                raise RecipeError(f"data_options.{name}: {given[name]!r} is not true or false")
-        for name, least in (("subset", 1), ("workers", 0), ("image_size", 8)):
-            value = given.get(name, least)
-            if value is not None and (type(value) is not int or value < least):
-                raise RecipeError(f"data_options.{name}: {value!r} is not a whole number of at least {least}")
-        options = cls(**given)
+        options = parse(cls, "data_options", recipe.data_options)
         any_size, size = DATA_SETS[recipe.task].any_size, DATA_SETS[recipe.task].size
         if not any_size and options.in_memory:
             raise RecipeError(f"data_options: task {recipe.task} has no in_memory: its images always are")
@@ -162,9 +151,8 @@ class ImageTask(Task):
     def shard_batches(self, part: str, shard: int, shards: int) -> Iterator[Batch]:
         images, samples = (self.train, self.chosen) if part == "train" else (self.heldout, np.arange(len(self.heldout)))
         batch = max(1, EVALUATION_PIXELS[self.recipe.device] // self.size**2)
-        if part == "train":  # gradients are wanted of these, and only what is trained on at once is known to fit
-            at_once = self.recipe.batch_size // shards // self.recipe.accumulate
-            batch = max(1, min(batch, at_once))
+        if part == "train":  # gradients are wanted of these
+            batch = min(batch, self.recipe.samples_at_once(shards))
         mine = samples[shard::shards]
         return images.batches(Request(mine[at : at + batch], None) for at in range(0, len(mine), batch))
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.nlp import corpora, models, token_files, unigram
-from benchmarks.nlp.options import Options, parse
 from benchmarks.nlp.token_files import Tokens
 from benchmarks.nlp.tokenizing import Given, Tokenizing, TrainedHere
+from benchmarks.options import Options, parse
 from horovod_dpsgd.errors import DataError, RecipeError
-from horovod_dpsgd.training import Batch, Recipe, Score, Task
+from horovod_dpsgd.training import Batch, Order, Recipe, Score, Task
 
 EVALUATION_LOGITS = {"cpu": 2**24, "cuda": 2**28}  # of a held-out batch
 SYNTHETIC_VOCABULARY = 28_996  # if the recipe's tokenizer is a given one
@@ -30,13 +30,15 @@ class DataOptions(Options):
     """What a recipe's data_options may hold.
 
     block_size: tokens of a sample; vocabulary: of a tokenizer that is trained on the text; tokenizer: a file, folder or
-    name of one that is there (one of the two); heldout: the part of the text that is evaluated on; heldout_blocks: only
-    so many blocks of it, evenly spread.
+    name of one that is there (one of the two); order: of the blocks in training, random anew every epoch, or as they
+    follow each other in the text, where each learner goes through stretches of its own; heldout: the part of the text
+    that is evaluated on; heldout_blocks: only so many blocks of it, evenly spread.
     """
 
     block_size: int = Field(256, ge=4)
     vocabulary: int | None = Field(None, ge=300, le=2**31)
     tokenizer: str | None = None
+    order: Order = "random"
     heldout: Literal["valid", "test"] = "valid"
     heldout_blocks: int | None = Field(None, gt=0)
 
@@ -52,6 +54,7 @@ class LanguageTask(Task):
     def __init__(self, recipe: Recipe, may_fetch: bool = True) -> None:
         self.recipe = recipe
         self.options = parse(DataOptions, "data_options", recipe.data_options)
+        self.order = self.options.order
         if recipe.synthetic:
             train, heldout, title = self._noise()
         else:
@@ -134,9 +137,8 @@ class LanguageTask(Task):
     def shard_batches(self, part: str, shard: int, shards: int) -> Iterator[Batch]:
         blocks, numbers = (self.train, np.arange(self.samples)) if part == "train" else (self.heldout, self.evaluated)
         batch = max(1, EVALUATION_LOGITS[self.recipe.device] // (self.options.block_size * self.classes))
-        if part == "train":  # gradients are wanted of these, and only what is trained on at once is known to fit
-            at_once = self.recipe.batch_size // shards // self.recipe.accumulate
-            batch = max(1, min(batch, at_once))
+        if part == "train":  # gradients are wanted of these
+            batch = min(batch, self.recipe.samples_at_once(shards))
         mine = numbers[shard::shards] % len(blocks)
         for at in range(0, len(mine), batch):
             yield _batch(blocks, mine[at : at + batch])

@@ -75,7 +75,7 @@ def train(name: str, recipe: Recipe, task: Task, us: Learners) -> list[float]:
     model = task.make_model()
     settings = algorithms.Settings(topology.create(name, us.size, recipe.seed, us.node_of))
     algorithm = algorithms.find("dpsgd")(recipe.make_optimizer(model), model, us, settings)
-    sampler = Sampler(task.samples, recipe.batch_size, us.size, recipe.seed)
+    sampler = Sampler(task.samples, recipe.batch_size, us.size, recipe.seed, task.order)
     distances = []
     for batch in task.train_batches(sampler.indices(Part(step, us.rank)) for step in range(recipe.max_steps or 0)):
         algorithm.begin_step()

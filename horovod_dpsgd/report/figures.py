@@ -26,6 +26,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "ssgd-star": {"color": "#0072B2", "linestyle": "-."},
     "ssgd-lamb": {"color": "#CC79A7", "linestyle": "--"},
     "dpsgd-lamb": {"color": "#E69F00", "linestyle": "-"},
+    "dpsgd-mixed-moments": {"color": "#56B4E9", "linestyle": "-"},
 }
 
 

@@ -3,6 +3,6 @@
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.cli import main
 from horovod_dpsgd.training.recipe import Recipe
-from horovod_dpsgd.training.task import Batch, Score, Task
+from horovod_dpsgd.training.task import Batch, Order, Score, Task
 
-__all__ = ["Batch", "Recipe", "Score", "Task", "checkpoint", "main"]
+__all__ = ["Batch", "Order", "Recipe", "Score", "Task", "checkpoint", "main"]

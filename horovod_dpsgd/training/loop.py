@@ -197,7 +197,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[Part, Batch]]:
         recipe = self.recipe
-        sampler = Sampler(self.task.samples, recipe.batch_size, self.learners.size, recipe.seed)
+        sampler = Sampler(self.task.samples, recipe.batch_size, self.learners.size, recipe.seed, self.task.order)
         taken: deque[Part] = deque()  # a task may ask for batches ahead of their use
 
         def indices() -> Iterator[Tensor]:

@@ -157,6 +157,10 @@ class Recipe(BaseModel):
         if self.slow_learner and self.slow_rank_and_factor[0] >= size:
             raise RecipeError(f"slow_learner {self.slow_learner}: the ranks are 0 to {size - 1}")
 
+    def samples_at_once(self, size: int) -> int:
+        """How many samples each of `size` learners computes gradients of at once: so many are known to fit."""
+        return max(1, self.batch_size // size // self.accumulate)
+
     @property
     def slow_rank_and_factor(self) -> tuple[int, float]:
         rank, factor = (self.slow_learner or "0:1").split(":")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from horovod_dpsgd.learners import generator
 
 Batch = tuple[Tensor, ...]
+Order = Literal["random", "sequential"]
 
 
 class Score(NamedTuple):
@@ -28,13 +29,15 @@ class Task(ABC):
     """One data set and loss; a new task is a subclass of this in `benchmarks/`.
 
     samples: in the training set; classes: K, so that ln K is the loss of knowing nothing; data: what it was trained on,
-    in words fit to stand beside a result; groups: kinds of held-out samples to be scored on their own too, by name.
+    in words fit to stand beside a result; groups: kinds of held-out samples to be scored on their own too, by name;
+    order: in which training samples are taken, see `Sampler`.
     """
 
     samples: int
     classes: int
     data: str
     groups: tuple[str, ...] = ()
+    order: Order = "random"
 
     @abstractmethod
     def make_model(self) -> nn.Module:
@@ -87,21 +90,27 @@ class Part(NamedTuple):
 class Sampler:
     """Which training samples make up each part of each global batch, for `parts` learners.
 
-    Every epoch has a random order of its own, drawn from (seed, epoch). Step s of an epoch takes the s-th `batch`
-    samples of that order, cut into parts. Thus all learners together take the same samples whatever their number is,
-    and a resumed run goes on where it was. Samples that do not fill a global batch are left out for that epoch.
+    In random order, every epoch has one of its own, drawn from (seed, epoch), and step s of an epoch takes the s-th
+    `batch` samples of it, cut into parts. In sequential order, each place in the global batch goes through a stretch of
+    samples that follow each other, one a step, and so does a learner through the stretches of its places; an epoch
+    begins behind the sample that the one before ended with.
+
+    Thus all learners together take the same samples whatever their number is, each at most once an epoch, and a resumed
+    run goes on where it was. Samples that do not fill a global batch are left out for that epoch.
     """
 
-    def __init__(self, samples: int, batch: int, parts: int, seed: int) -> None:
-        self.samples, self.batch, self.seed = samples, batch, seed
-        self.local = batch // parts
-        self._order, self._epoch = torch.empty(0), -1
+    def __init__(self, samples: int, batch: int, parts: int, seed: int, order: Order = "random") -> None:
+        self.samples, self.batch, self.seed, self.order = samples, batch, seed, order
+        self.local, self.steps = batch // parts, samples // batch
+        self._permutation, self._epoch = torch.empty(0), -1
 
     def indices(self, part: Part) -> Tensor:
         """The numbers of the samples, [batch / parts]."""
-        epoch, place = divmod(part.step, self.samples // self.batch)
+        epoch, step = divmod(part.step, self.steps)
+        places = torch.arange(self.local) + part.part * self.local  # in the global batch
+        if self.order == "sequential":
+            return (epoch * self.steps * self.batch + places * self.steps + step) % self.samples
         if epoch != self._epoch:
-            order = torch.randperm(self.samples, generator=generator("data", self.seed, epoch))
-            self._order, self._epoch = order, epoch
-        first = place * self.batch + part.part * self.local
-        return self._order[first : first + self.local]
+            permutation = torch.randperm(self.samples, generator=generator("data", self.seed, epoch))
+            self._permutation, self._epoch = permutation, epoch
+        return self._permutation[places + step * self.batch]

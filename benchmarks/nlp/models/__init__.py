@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.nlp.models import hugging_face
 from benchmarks.nlp.models.transformer import Shape, Transformer
-from benchmarks.nlp.options import Options, parse
+from benchmarks.options import Options, parse
 from horovod_dpsgd.errors import RecipeError
 
 __all__ = ["Model", "find", "logits"]

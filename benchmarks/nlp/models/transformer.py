@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.nlp.options import Options
+from benchmarks.options import Options
 from horovod_dpsgd.errors import RecipeError
 
 EPSILON = 1e-12  # of the LayerNorms
