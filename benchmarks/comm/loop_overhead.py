@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -32,6 +33,7 @@ from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.training import Batch, Recipe, Task
 from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.loop import Trainer
+from horovod_dpsgd.training.task import to_device
 
 RECIPES = Path(__file__).resolve().parents[1] / "cv" / "recipes"
 BARE, OURS = "bare PyTorch loop", "horovod_dpsgd's loop"
@@ -52,13 +54,21 @@ class Timed:
 
     def _noted(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         for chosen in indices:
+            if torch.cuda.is_initialized():  # what was queued belongs to the steps before
+                torch.cuda.synchronize()
             self.moments.append(time.perf_counter())
             yield chosen
 
     @property
+    def seconds(self) -> list[float]:
+        """Of each step but the first, which may have to make ready what the others use, and the last, whose end is not
+        noted."""
+        return [end - start for start, end in pairwise(self.moments[1:])]
+
+    @property
     def seconds_a_step(self) -> float:
-        """Without the first step, which may have to make ready what the others use."""
-        return (self.moments[-1] - self.moments[1]) / (len(self.moments) - 2)
+        """Their mean."""
+        return sum(self.seconds) / len(self.seconds)
 
 
 def main() -> None:
@@ -111,16 +121,16 @@ def train_ours(recipe: Recipe, timed: Timed, us: Learners) -> float:
 
 
 def train_bare(recipe: Recipe, timed: Timed) -> float:
-    """Seconds a step."""
+    """Seconds a step, on the recipe's device."""
     task = timed.task
     torch.manual_seed(recipe.seed)
-    model = task.make_model()
+    model = task.make_model().to(recipe.device)
     optimizer = recipe.make_optimizer(model)
     order = torch.randperm(task.samples).split(recipe.batch_size)
     whole = len(order) - (task.samples % recipe.batch_size > 0)  # batches
     for batch in task.train_batches(order[step % whole] for step in range(recipe.total_steps(task.samples))):
         optimizer.zero_grad()
-        task.loss(model, batch).backward()
+        task.loss(model, to_device(batch, recipe.device)).backward()
         optimizer.step()
     return timed.seconds_a_step
 
