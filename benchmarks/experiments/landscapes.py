@@ -191,14 +191,14 @@ def _hessian(_scale: Scale, loaded: Sequence[Run | Points], folder: Path, name: 
             "The Hessian of the training loss at the solution w_a of each run: ends of its spectrum (Lanczos), trace "
             "(Hutchinson), shares of its eigenvalues (stochastic Lanczos quadrature). Median and range over seeds.",
             seen.table(
-                ("eigenvalues", Eigenvalues, ("largest eigenvalue", "smallest", "|min/max|", "trace")),
+                ("eigenvalues", Eigenvalues, ("largest eigenvalue", "smallest", "abs(min/max)", "trace")),
                 ("density", Density, ("% above 0.01 of it",)),
             ),
             f"![the largest eigenvalues]({name}-eigenvalues.png)",
             f"![density of the eigenvalues]({name}-density.png)",
             "|lambda_min / lambda_max| on the plane of the contours around each solution, and over all of its points; "
             "the figure is of the first seed:",
-            seen.table(("curvature", Curvature, ("least |min/max|", "median |min/max|", "largest |min/max|"))),
+            seen.table(("curvature", Curvature, ("least abs(min/max)", "median abs(min/max)", "largest abs(min/max)"))),
             f"![|lambda_min / lambda_max| around the solutions]({name}-map.png)",
             PAPER_HESSIAN,
         ]

@@ -53,7 +53,7 @@ class Eigenvalues(OfEachRun):
             "loss": end["loss"],
             "largest eigenvalue": end["top"][0],
             "smallest": end["smallest"],
-            "|min/max|": end["negative_share"],
+            "abs(min/max)": end["negative_share"],
             "trace": trace,
             "its standard error": error,
         }

@@ -80,7 +80,7 @@ class Curvature(Contour):
     def numbers(points: Sequence[Point]) -> dict[str, float]:
         shares = np.array([point["negative_share"] for point in points])
         kinds = {"least": np.min, "median": np.median, "largest": np.max}
-        return {f"{name} |min/max|": _of_finite(kind, shares) for name, kind in kinds.items()}
+        return {f"{name} abs(min/max)": _of_finite(kind, shares) for name, kind in kinds.items()}
 
 
 class Plane(Picture):
