@@ -17,24 +17,46 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import asr, cv, figure_2, launch, mnist_adpsgd, mnist_recipes, nlp  # noqa: E402
-from benchmarks.experiments.experiment import Experiment  # noqa: E402
-from horovod_dpsgd.report import runs  # noqa: E402
+from benchmarks.experiments import (  # noqa: E402
+    asr,
+    cifar10,
+    cv,
+    figure_2,
+    landscapes,
+    launch,
+    listing,
+    mnist_adpsgd,
+    mnist_recipes,
+    nlp,
+    runtime,
+    table_6,
+)
+from benchmarks.experiments.experiment import Elsewhere, Experiment  # noqa: E402
+from horovod_dpsgd.diagnostics.points import Points  # noqa: E402
+from horovod_dpsgd.report.runs import Run  # noqa: E402
 
-EXPERIMENTS: dict[str, Experiment] = {
-    "figure-2": figure_2.EXPERIMENT,
-    "mnist-recipes": mnist_recipes.EXPERIMENT,
-    "mnist-adpsgd": mnist_adpsgd.EXPERIMENT,
-    **cv.EXPERIMENTS,
-    **asr.EXPERIMENTS,
-    **nlp.EXPERIMENTS,
-}
+EXPERIMENTS: dict[str, Experiment | Elsewhere] = listing.in_order(
+    {
+        "figure-2": figure_2.FIGURE_2,
+        "figure-4": figure_2.FIGURE_4,
+        "table-6": table_6.EXPERIMENT,
+        **cv.EXPERIMENTS,
+        **asr.EXPERIMENTS,
+        **nlp.EXPERIMENTS,
+        **cifar10.EXPERIMENTS,
+        **landscapes.EXPERIMENTS,
+        "runtime": runtime.EXPERIMENT,
+        "mnist-recipes": mnist_recipes.EXPERIMENT,
+        "mnist-adpsgd": mnist_adpsgd.EXPERIMENT,
+    }
+)
 
 
 def main() -> None:
@@ -45,20 +67,33 @@ def main() -> None:
     if unknown := set(arguments.names) - EXPERIMENTS.keys() - {"list"}:
         parser.error(f"unknown {', '.join(sorted(unknown))}; known: list, {', '.join(EXPERIMENTS)}")
     if "list" in arguments.names:
-        for name, experiment in EXPERIMENTS.items():
-            print(f"{name:16} {experiment.cost:>8}  {experiment.what}")
+        print(listing.text(EXPERIMENTS, REPOSITORY / "results"))
         return
     for name in arguments.names:
-        _reproduce(name, EXPERIMENTS[name], arguments)
+        experiment = EXPERIMENTS[name]
+        if isinstance(experiment, Elsewhere):
+            _run_elsewhere(name, experiment, arguments)
+        else:
+            _reproduce(name, experiment, arguments)
+
+
+def _run_elsewhere(name: str, experiment: Elsewhere, arguments: argparse.Namespace) -> None:
+    if arguments.demo or arguments.scale == "paper":
+        sys.exit(f"reproduce.py: error: {name} measures this machine: it has no --demo and no --scale paper")
+    status = subprocess.run(experiment.command(arguments), env=launch.environment(), check=False).returncode
+    if status:
+        sys.exit(status)
 
 
 def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace) -> None:
     if arguments.demo and experiment.demo is None:
         sys.exit(f"reproduce.py: error: {name} has no --demo")
     if experiment.needs_data and not arguments.data_dir and not arguments.dry_run:
-        where = f"benchmarks/{experiment.runs}/{'datasets.py' if experiment.runs == 'cv' else 'README.md'}"
+        task = Path(experiment.jobs(arguments.scale, [0])[0].script).parent.name
+        where = f"benchmarks/{task}/{'datasets.py' if task == 'cv' else 'README.md'}"
         sys.exit(f"reproduce.py: error: {name} needs --data-dir; what it may hold: {where}")
-    folder = experiment.runs if arguments.scale == "cpu" else f"{experiment.runs}-paper"
+    suffix = "" if arguments.scale == "cpu" else "-paper"
+    folder, results = experiment.runs + suffix, (experiment.results or experiment.runs) + suffix
     if arguments.demo and experiment.demo:
         folder, jobs = f"{name}-demo", experiment.demo()
     else:
@@ -68,7 +103,7 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
         launch.print_all(jobs, place)
         return
     loaded = launch.run_all(jobs, place)
-    output = arguments.results or (place.folder if arguments.demo else REPOSITORY / "results" / folder)
+    output = arguments.results or (place.folder if arguments.demo else REPOSITORY / "results" / results)
     output.mkdir(parents=True, exist_ok=True)
     text = experiment.report(arguments.scale, loaded, output)
     print(f"\n{text}\n\nWritten to {output}")
@@ -106,14 +141,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _provenance(loaded: list[runs.Run]) -> str:
-    """The command, the code and the versions that made the runs."""
-    commits = sorted({str(run.result["git"]) for run in loaded})
-    versions = loaded[0].result["versions"]
+def _provenance(loaded: list[Run | Points]) -> str:
+    """The command, the code and the versions that made the runs, if there are any."""
+    runs = [each for each in loaded if isinstance(each, Run)]
+    command = f"Command: `{shlex.join(['python', 'benchmarks/reproduce.py', *sys.argv[1:]])}`"
+    if not runs:
+        return command
+    commits = sorted({str(run.result["git"]) for run in runs})
+    versions = runs[0].result["versions"]
     return "\n".join(
         [
-            f"Command: `{shlex.join(['python', 'benchmarks/reproduce.py', *sys.argv[1:]])}`",
-            f"Data: {loaded[0].result['data']}. Code: {', '.join(commits)}.",
+            command,
+            f"Data: {runs[0].result['data']}. Code: {', '.join(commits)}.",
             "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
         ]
     )

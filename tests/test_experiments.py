@@ -1,5 +1,6 @@
 """What `benchmarks/reproduce.py` would run is possible, and what it makes of runs is what they hold."""
 
+import functools
 import json
 import math
 import re
@@ -12,14 +13,16 @@ import pytest
 import torch
 from conftest import REPOSITORY, environment
 
-from benchmarks import reproduce
+from benchmarks import landscape, model_costs, reproduce
 from benchmarks.asr import speech_task
 from benchmarks.cv import image_task, models
 from benchmarks.cv.datasets import DATA_SETS
-from benchmarks.experiments import asr, cv, figure_2, ladder, launch, nlp
+from benchmarks.experiments import asr, cifar10, cv, figure_2, ladder, launch, nlp, runtime
+from benchmarks.experiments.experiment import Experiment
 from benchmarks.nlp import language_task
 from benchmarks.nlp import models as language_models
 from benchmarks.options import parse
+from benchmarks.runtime import __main__ as wall_clock_command
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.training import cli
 from horovod_dpsgd.training import recipe as recipes
@@ -27,35 +30,86 @@ from horovod_dpsgd.training import recipe as recipes
 SCALES = ("cpu", "paper")
 
 
+EXPERIMENTS = {name: each for name, each in reproduce.EXPERIMENTS.items() if isinstance(each, Experiment)}
+PLACE = launch.Place(Path("runs"), "mpirun -np {np}", ("--data-dir", "somewhere"))
+LADDERS = {"cv": cv, "asr": asr, "nlp": nlp, "cifar10": cifar10}
+
+
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", reproduce.EXPERIMENTS)
-def test_every_command_is_one_that_training_takes(name, scale, monkeypatch):
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_command_is_one_that_the_script_takes(name, scale, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    jobs = reproduce.EXPERIMENTS[name].jobs(scale, [0, 1])
-    assert jobs and len({job.name for job in jobs}) == len(jobs)
+    everyone = EXPERIMENTS[name].jobs(scale, [0, 1])
+    assert everyone and len({job.name for job in everyone}) == len(everyone)
+    jobs = EXPERIMENTS[name].jobs(scale, [0])  # others differ in the seed alone
     for job in jobs:
-        given = cli.parser("", "mnist").parse_args(list(job.arguments))
-        recipe = cli._recipe(given, REPOSITORY / Path(job.script).parent / "recipes", "mnist")
-        recipe.check_learners(job.learners)
-        kind = Path(job.script).parent.name
-        if kind == "asr":
-            parse(speech_task.DataOptions, "data_options", recipe.data_options)
-        if kind == "nlp":
-            parse(language_task.DataOptions, "data_options", recipe.data_options)
-            language_models.find(recipe.model, 300, 256, recipe.model_options)
-        if recipe.task in DATA_SETS:
-            image_task.DataOptions.of(recipe)
-            data_set = DATA_SETS[recipe.task]
-            models.check(recipe.model, data_set.classes, image_size=data_set.size, **recipe.model_options)
+        if job.script == "benchmarks/landscape.py":
+            check_landscape(job, jobs)
+        elif job.script == "benchmarks/model_costs.py":
+            given = model_costs.parser().parse_args(job.words(PLACE))
+            assert (given.output, given.scale) == (Path("runs/costs"), scale)
+        else:
+            check_training(job)
+
+
+def check_training(job):
+    given = cli.parser("", "mnist").parse_args(job.words(PLACE))
+    recipe = cli._recipe(given, REPOSITORY / Path(job.script).parent / "recipes", "mnist")
+    recipe.check_learners(job.learners)
+    assert given.output == Path("runs") / job.name
+    kind = Path(job.script).parent.name
+    if kind == "asr":
+        parse(speech_task.DataOptions, "data_options", recipe.data_options)
+    if kind == "nlp":
+        parse(language_task.DataOptions, "data_options", recipe.data_options)
+        language_models.find(recipe.model, 300, 256, recipe.model_options)
+    if recipe.task in DATA_SETS:
+        image_task.DataOptions.of(recipe)
+        check_model(recipe.task, recipe.model, json.dumps(recipe.model_options))
+
+
+@functools.cache
+def check_model(task, model, options):
+    data_set = DATA_SETS[task]
+    models.check(model, data_set.classes, image_size=data_set.size, **json.loads(options))
+
+
+def check_landscape(job, jobs):
+    """It comes after the runs that it is about, and leaves what it is said to."""
+    given = landscape._parser().parse_args(job.words(PLACE))
+    landscape._options(given)
+    before = {Path("runs") / each.name for each in jobs[: jobs.index(job)]}
+    assert given.folders and set(given.folders) <= before
+    assert given.output == Path("runs") / job.name
+    assert (job.files, job.ended) == ((f"{given.what}.jsonl",), f"{given.what}.svg")
+
+
+def test_every_numbered_table_and_figure_that_the_paper_names_has_its_command():
+    figures_ = {f"figure-{name}" for name in ("1a", "1b", "1c", 2, 3, 4, 9, 10)}
+    tables = {f"table-{number}" for number in (1, 2, 3, 4, 5, 6, 9, 10)}
+    others = {"cifar10", "noise-injection", "runtime", "lamb", "landscape", "hessian", "progression"}
+    assert figures_ | tables | others <= set(reproduce.EXPERIMENTS)
+
+
+def test_the_runtime_is_measured_by_its_own_command():
+    words = ["runtime", "--data-dir", "somewhere", "--runs", "mine"]
+    given = reproduce._parser().parse_args(words)
+    given.more = ["--lr", "0.3"]
+    python, *module, measure = runtime.command(given)[:4]
+    assert (python, module, measure) == (sys.executable, ["-m", "benchmarks.runtime"], "measure")
+    taken, more = launch.split_arguments(runtime.command(given)[3:])
+    read = wall_clock_command._parser().parse_args(taken)
+    assert (read.runs, read.output) == (Path("mine/runtime"), REPOSITORY / "results/runtime")
+    assert more == ["--data-dir", "somewhere", "--lr", "0.3"]
 
 
 def test_runs_of_the_same_name_are_the_same_run():
     """Experiments share run folders by name."""
     for scale in SCALES:
         by_name = {}
-        for experiment in (*cv.EXPERIMENTS.values(), *asr.EXPERIMENTS.values(), *nlp.EXPERIMENTS.values()):
+        for experiment in EXPERIMENTS.values():
             for job in experiment.jobs(scale, [0]):
-                assert by_name.setdefault(job.name, job) == job
+                assert by_name.setdefault((experiment.runs, job.name), job) == job
 
 
 def test_the_paper_s_rates_are_those_of_its_tables():
@@ -134,17 +188,15 @@ def test_the_largest_stable_rate_is_below_the_first_collapse(tmp_path):
     assert rows[2:] == [[cv.PLAIN.label, "8x (not 16x)", "32x, the last tried"]]  # though 32x did not collapse
 
 
-LADDERS = {"cv": cv, "asr": asr, "nlp": nlp}
-
-
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in LADDERS for name in LADDERS[kind].EXPERIMENTS])
 def test_reports_are_made_of_whatever_runs_there_are(kind, name, tmp_path):
-    cells = getattr(LADDERS[kind], name.replace("-", "_"))("cpu")
+    of = {"figure-9": "table-1", "figure-10": "table-2"}.get(name, name)  # whose runs they show
+    cells = getattr(LADDERS[kind], of.replace("-", "_"))("cpu")
     loaded = [write_run(tmp_path, cell, seed, 30.0 + seed) for cell in cells for seed in (0, 1)]
     text = LADDERS[kind].EXPERIMENTS[name].report("cpu", loaded, tmp_path)
     drawn = re.findall(r"!\[.*\]\((.*)\)", text)
     assert drawn and all((tmp_path / file).stat().st_size > 5000 for file in drawn)
-    assert ("69.50 (69.00 - 70.00)" if kind == "cv" else "1.00 (1.00 - 1.00)") in text
+    assert ("69.50 (69.00 - 70.00)" if kind in ("cv", "cifar10") else "1.00 (1.00 - 1.00)") in text
 
 
 def test_shorter_warm_ups_are_harder(tmp_path):
@@ -168,7 +220,11 @@ def reproduce_(*words, cwd):
 
 
 def test_reproduce_lists_every_experiment_and_prints_commands(tmp_path):
-    assert set(reproduce.EXPERIMENTS) <= set(reproduce_("list", cwd=tmp_path).stdout.split())
+    listed = reproduce_("list", cwd=tmp_path).stdout.splitlines()
+    assert set(reproduce.EXPERIMENTS) <= {line.split(" ")[0] for line in listed}
+    assert max(map(len, listed)) <= 120
+    (line,) = (line for line in listed if line.startswith("table-3 "))
+    assert line.split()[1:7] == ["2", "h", "16", "/", "24", "cv"]  # and its result is in results/cv
     lines = reproduce_("figure-2", "--dry-run", "--seeds", "2", cwd=tmp_path).stdout.splitlines()
     assert len(lines) == 2 * (2 + len(figure_2.NOISE_GRID))
     assert all(" -np 5 " in line for line in lines)
@@ -191,6 +247,8 @@ def test_reproduce_prints_what_a_cluster_is_to_run(tmp_path):
         (["table-33"], "unknown table-33"),
         (["table-3"], "table-3 needs --data-dir"),
         (["table-3", "--demo", "--data-dir", "x"], "table-3 has no --demo"),
+        (["table-2"], "what it may hold: benchmarks/asr/README.md"),
+        (["runtime", "--scale", "paper"], "runtime measures this machine"),
     ],
 )
 def test_reproduce_says_what_is_wrong(words, complaint, tmp_path):

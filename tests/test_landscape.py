@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 from known_landscapes import Quadratic, one_thread, symmetric  # noqa: F401
 from torch import nn
 
+from benchmarks import tasks
 from benchmarks.cv.mnist_task import MnistTask
 from benchmarks.instruments import solutions
 from benchmarks.instruments.picture import Options
@@ -316,3 +317,37 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, words, message):
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert message in said and len(said.splitlines()) == 1
+
+
+OTHER_TASKS = {
+    "speech": ("bilstm", {"layers": 1, "cells": 4, "bottleneck": None, "input": 3, "states": 5}, {"unroll": 4}),
+    "novels": (
+        "transformer",
+        {"width": 8, "hidden": 8, "heads": 2, "layers": 1, "dropout": 0.0},
+        {"block_size": 8, "vocabulary": 300},
+    ),
+}
+
+
+@pytest.mark.parametrize("task", OTHER_TASKS)
+def test_runs_of_speech_and_language_have_a_landscape_too(us, tmp_path, task):
+    model, model_options, data_options = OTHER_TASKS[task]
+    recipe = Recipe(
+        task=task, model=model, model_options=model_options, data_options=data_options, synthetic=True, lr=0.5,
+        batch_size=8, max_steps=20,
+    )  # fmt: skip
+    (tmp_path / "config.yaml").write_text(recipe.text())
+    network = tasks.find(task)(recipe, False).make_model()
+    checkpoint.save(tmp_path / "checkpoints", 20, {"algorithm": {"model": network.state_dict()}}, us)
+    scene = solutions.open_runs([tmp_path], 16, None, None, us)
+    assert scene.objective.samples == 16
+    w, one, other = scene.enter(scene.runs[0].newest), *(scene.objective.gaussian(numbers(seed)) for seed in (1, 2))
+    product = scene.objective.hessian_vector(w, one)
+    assert float(product @ other) == pytest.approx(float(scene.objective.hessian_vector(w, other) @ one), rel=1e-3)
+    ahead, behind = (scene.objective.gradient(w + step * one) for step in (1e-3, -1e-3))
+    torch.testing.assert_close((ahead - behind) / 2e-3, product, rtol=0.02, atol=0.02 * float(product.abs().max()))
+
+
+def test_a_task_that_no_benchmark_has_is_one_line():
+    with pytest.raises(UserError, match=r"unknown task 'sudoku'; known: mnist, .*speech.*wikitext103"):
+        tasks.find("sudoku")

@@ -13,10 +13,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from benchmarks import early  # noqa: E402, F401
-from benchmarks.asr.speech_task import SpeechTask  # noqa: E402
+from benchmarks.asr.tasks import TASKS  # noqa: E402
 from horovod_dpsgd.training import main  # noqa: E402
-
-TASKS = dict.fromkeys(("speech", "swb300", "swb2000"), SpeechTask)
 
 if __name__ == "__main__":
     main(__doc__, TASKS, HERE / "recipes", default_recipe="speech-cpu")

@@ -13,6 +13,7 @@ import io
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,12 +27,11 @@ from horovod_dpsgd import learners
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.training import Batch, Recipe, Task
 from horovod_dpsgd.training.loop import Trainer
-from horovod_dpsgd.training.task import split
+from horovod_dpsgd.training.task import split, to_device
 
 BARE, OURS = "bare PyTorch loop", "horovod_dpsgd's loop"
-UNTIMED = (
-    2  # steps of a turn: the first, which may make ready what the others use, and the last, whose end is not noted
-)
+# Steps of a turn: the first, which may make ready what the others use, and the last, whose end is not noted
+UNTIMED = 2
 
 
 def add_options(parser: arguments.Parser, batch_size: int, steps: int, of: str = "samples") -> None:
@@ -78,12 +78,20 @@ class Timed:
 
     def _noted(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         for chosen in indices:
+            if torch.cuda.is_initialized():  # what was queued belongs to the steps before
+                torch.cuda.synchronize()
             self.moments.append(time.perf_counter())
             yield chosen
 
     @property
+    def seconds(self) -> list[float]:
+        """Of each step that is timed."""
+        return [end - start for start, end in pairwise(self.moments[1:])]
+
+    @property
     def seconds_a_step(self) -> float:
-        return (self.moments[-1] - self.moments[1]) / (len(self.moments) - UNTIMED)
+        """Their mean."""
+        return sum(self.seconds) / len(self.seconds)
 
 
 def in_turns(contenders: Mapping[str, Callable[[], float]], turns: int, budget: float) -> dict[str, list[float]]:
@@ -129,17 +137,17 @@ def train_ours(recipe: Recipe, timed: Timed, us: Learners) -> float:
 
 
 def train_bare(recipe: Recipe, timed: Timed) -> float:
-    """Seconds a step; what a step computes is what the recipe says."""
+    """Seconds a step, on the recipe's device; what a step computes is what the recipe says."""
     task = timed.task
     torch.manual_seed(recipe.seed)
-    model = task.make_model()
+    model = task.make_model().to(recipe.device)
     network = cast(nn.Module, torch.compile(model)) if recipe.compile else model
     optimizer = recipe.make_optimizer(model)
     order = torch.randperm(task.samples).split(recipe.batch_size)
     whole = len(order) - (task.samples % recipe.batch_size > 0)  # batches
     for batch in task.train_batches(order[step % whole] for step in range(recipe.total_steps(task.samples))):
         optimizer.zero_grad()
-        for part in split(batch, recipe.accumulate):
+        for part in split(to_device(batch, recipe.device), recipe.accumulate):
             with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.amp):
                 loss = task.loss(network, part) / recipe.accumulate
             loss.backward()

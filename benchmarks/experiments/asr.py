@@ -1,4 +1,4 @@
-"""The paper's speech experiments: Figure 1b, Tables 2 and 4.
+"""The paper's speech experiments: Figures 1b and 10, Tables 2 and 4.
 
 At the paper's scale Switchboard on 16 GPUs, prepared from Kaldi's files; at CPU scale read speech prepared by
 `benchmarks/asr/prepare.py`, a narrow model, and 16 learners on whatever cores there are.
@@ -51,7 +51,10 @@ def figure_1b(scale: Scale) -> list[Cell]:
 _table = ladder.over_rates(LOSS, "held-out loss over rate")
 
 
-def _curves(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
+_curves = partial(ladder.curves, measure=LOSS, draw=figures.heldout_losses, caption="held-out loss over steps")
+
+
+def _noise(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
     return ladder.curves_with_best_noise(outcomes, LOSS, figures.heldout_loss, folder, name)
 
 
@@ -86,8 +89,9 @@ PAPER_FIGURE_1B = (
 _experiment = partial(ladder.experiment, "asr")
 EXPERIMENTS = {
     "figure-1b": _experiment(
-        "speech: SSGD, SSGD*, DPSGD where SSGD collapses", "1 h", figure_1b, _curves, "figure-1b", PAPER_FIGURE_1B
+        "speech: SSGD, SSGD*, DPSGD where SSGD collapses", "1 h", figure_1b, _noise, "figure-1b", PAPER_FIGURE_1B
     ),
     "table-2": _experiment("speech: batch size, linear scaling", "1 h", table_2, _table, "table-2", PAPER_TABLE_2),
+    "figure-10": _experiment("speech: loss by step, Table 2's runs", "1 h", table_2, _curves, "figure-10"),
     "table-4": _experiment("speech: learning rate, largest batch", "1 h", table_4, _table, "table-4", PAPER_TABLE_4),
 }

@@ -1,4 +1,4 @@
-"""The paper's experiments with convolutional networks: Figure 1a, Tables 1, 3, 9 and 10, noise injection, LAMB.
+"""The paper's experiments with convolutional networks: Figures 1a and 9, Tables 1, 3, 9 and 10, noise injection, LAMB.
 
 At the paper's scale ImageNet-1K and CIFAR-10 on 16 GPUs, with its batch sizes. At CPU scale 10,000 images of CIFAR-10,
 shrunk to 16 x 16, and 16 learners on whatever cores there are: batch 1,024 is to 32 what the paper's 8,192 is to 256,
@@ -21,23 +21,24 @@ LEARNERS = 16  # Section 4
 TRAIN = "benchmarks/cv/train.py"
 
 
-def _net(label: str, recipe: str, model: str, *options: str) -> Net:
+def network(label: str, recipe: str, model: str, *options: str, more: tuple[str, ...] = ()) -> Net:
+    """options: of the recipe, as KEY=VALUE; more: other arguments."""
     settings = [word for option in (f"model={model}", *options) for word in ("--set", option)]
-    return Net(label, TRAIN, recipe, tuple(settings))
+    return Net(label, TRAIN, recipe, (*settings, *more))
 
 
-ALEXNET, VGG11 = (_net(name, "imagenet-low-rate", name.lower()) for name in ("AlexNet", "VGG11"))
-VGG11_BN = _net("VGG11-BN", "imagenet", "vgg11-bn")
+ALEXNET, VGG11 = (network(name, "imagenet-low-rate", name.lower()) for name in ("AlexNet", "VGG11"))
+VGG11_BN = network("VGG11-BN", "imagenet", "vgg11-bn")
 RESNET50, RESNEXT50, DENSENET161 = (
-    _net(label, "imagenet", label.lower().replace("-", "")) for label in ("ResNet-50", "ResNeXt-50", "DenseNet-161")
+    network(label, "imagenet", label.lower().replace("-", "")) for label in ("ResNet-50", "ResNeXt-50", "DenseNet-161")
 )
 # Its 2019 form has the model size that is remembered from the paper (not confirmed)
-EFFICIENTNET = _net("EfficientNet-B0 (2019)", "cifar10", "efficientnet-b0-2019")
+EFFICIENTNET = network("EfficientNet-B0 (2019)", "cifar10", "efficientnet-b0-2019")
 
 PLAIN = Net("VGG11, narrow", TRAIN, "cifar10-cpu")
 PLAIN_BN = Net("VGG11-BN, narrow", TRAIN, "cifar10-cpu", ("--set", "model_options.batch_norm=true"))
-RESNET18_CPU = _net("ResNet-18, narrow", "cifar10-cpu", "resnet18", "model_options.width=0.125")
-EFFICIENTNET_CPU = _net(
+RESNET18_CPU = network("ResNet-18, narrow", "cifar10-cpu", "resnet18", "model_options.width=0.125")
+EFFICIENTNET_CPU = network(
     "EfficientNet-B0 (2019), narrow", "cifar10-cpu", "efficientnet-b0-2019", "model_options.width=0.5"
 )
 
@@ -58,7 +59,7 @@ SSGD_LAMB = Method("SSGD, LAMB", (*SSGD.arguments, *LAMB), "ssgd-lamb")
 DPSGD_LAMB = Method("DPSGD, LAMB", (*DPSGD.arguments, *LAMB), "dpsgd-lamb")
 
 
-def _cell(scale: Scale, net: Net, batch: int, rate: float, method: Method) -> Cell:
+def cell(scale: Scale, net: Net, batch: int, rate: float, method: Method) -> Cell:
     """Evaluated after every second epoch, whatever the batch, where that is cheap."""
     evaluate = ("--eval-every", str(2 * (10_000 // batch))) if scale == "cpu" else ()
     return ladder.at_rate(net, batch, rate, method, LEARNERS, evaluate)
@@ -70,11 +71,11 @@ def _cell(scale: Scale, net: Net, batch: int, rate: float, method: Method) -> Ce
 def _by_batch(scale: Scale, nets: Sequence[Net]) -> list[Cell]:
     """Linear scaling: the rate grows with the batch."""
     base = 32 if scale == "cpu" else 256
-    return [_cell(scale, net, b, b / base, method) for net in nets for b in BATCHES[scale] for method in (SSGD, DPSGD)]
+    return [cell(scale, net, b, b / base, method) for net in nets for b in BATCHES[scale] for method in (SSGD, DPSGD)]
 
 
 def _by_rate(scale: Scale, nets: Sequence[Net], batch: int, scales: Sequence[float] = SCALES) -> list[Cell]:
-    return [_cell(scale, net, batch, rate, method) for net in nets for rate in scales for method in (SSGD, DPSGD)]
+    return [cell(scale, net, batch, rate, method) for net in nets for rate in scales for method in (SSGD, DPSGD)]
 
 
 def table_1(scale: Scale) -> list[Cell]:
@@ -83,7 +84,7 @@ def table_1(scale: Scale) -> list[Cell]:
 
 def _baselines(scale: Scale) -> list[Cell]:
     if scale == "paper":
-        return [_cell(scale, net, 256, 1, SSGD) for net in (ALEXNET, VGG11, VGG11_BN)]
+        return [cell(scale, net, 256, 1, SSGD) for net in (ALEXNET, VGG11, VGG11_BN)]
     # One learner: of a batch of 32, sixteen would have two images each.
     return [ladder.at_rate(net, 32, 1, SSGD, 1, ("--eval-every", "312")) for net in (PLAIN, PLAIN_BN)]
 
@@ -108,22 +109,22 @@ def table_10(scale: Scale) -> list[Cell]:
 def noise_injection(scale: Scale) -> list[Cell]:
     methods = [SSGD, DPSGD, *map(ssgd_star, sorted(NOISE[scale]))]
     if scale == "cpu":
-        return [_cell(scale, PLAIN, 1024, 32, method) for method in methods]
+        return [cell(scale, PLAIN, 1024, 32, method) for method in methods]
     places = [(EFFICIENTNET, 64), (ALEXNET, 32), (VGG11, 32), (VGG11_BN, 32)]
-    return [_cell(scale, net, 8192, rate, method) for net, rate in places for method in methods]
+    return [cell(scale, net, 8192, rate, method) for net, rate in places for method in methods]
 
 
 def figure_1a(scale: Scale) -> list[Cell]:
     if scale == "cpu":
         return noise_injection(scale)  # the best noise is to be shown, and is not known before
-    return [_cell(scale, EFFICIENTNET, 8192, 64, method) for method in (SSGD, DPSGD, ssgd_star(0.04))]
+    return [cell(scale, EFFICIENTNET, 8192, 64, method) for method in (SSGD, DPSGD, ssgd_star(0.04))]
 
 
 def lamb(scale: Scale) -> list[Cell]:
     net, batch = ROUGH[scale], BATCHES[scale][-1]
     base = 0.00625 if scale == "cpu" else 0.01
     own = [
-        _cell(scale, net, batch, round(lr / base, 6), method) for lr in LAMB_RATES for method in (SSGD_LAMB, DPSGD_LAMB)
+        cell(scale, net, batch, round(lr / base, 6), method) for lr in LAMB_RATES for method in (SSGD_LAMB, DPSGD_LAMB)
     ]
     return own + _by_rate(scale, [net], batch)
 
@@ -132,6 +133,9 @@ def lamb(scale: Scale) -> list[Cell]:
 
 
 _ladder = ladder.over_rates(ACCURACY, "accuracy over rate")
+
+
+_curves = partial(ladder.curves, measure=ACCURACY, draw=figures.heldout_accuracies, caption="accuracy over steps")
 
 
 def _noise(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
@@ -171,6 +175,7 @@ EXPERIMENTS = {
         "CNN: accuracy of SSGD, SSGD*, DPSGD where SSGD collapses", "2 h", figure_1a, _noise, "figure-1a", PAPER_NOISE
     ),
     "table-1": _experiment("CNNs: batch size, linear scaling", "2 h", table_1, _ladder, "table-1", PAPER_TABLE_1),
+    "figure-9": _experiment("CNNs: accuracy by step, Table 1's runs", "2 h", table_1, _curves, "figure-9"),
     "table-3": _experiment("CNNs: learning rate, largest batch", "2 h", table_3, _ladder, "table-3", PAPER_TABLE_3),
     "table-9": _experiment("EfficientNet-B0 on CIFAR-10: learning rate", "2 h", table_9, _ladder, "table-9"),
     "table-10": _experiment("CNNs with residuals: batch size, linear scaling", "2 h", table_10, _ladder, "table-10"),

@@ -93,9 +93,7 @@ def _file_name(label: str) -> str:
 SHORT = {"batch": "bs", "rate": "", "warm-up": "warmup"}  # in names of run folders
 
 
-def at_rate(
-    net: Net, batch: int, rate: float, method: Method, learners: int, more: tuple[str, ...] = ()
-) -> Cell:
+def at_rate(net: Net, batch: int, rate: float, method: Method, learners: int, more: tuple[str, ...] = ()) -> Cell:
     """A batch size, and a peak rate that is a multiple of the recipe's base rate."""
     arguments = ("--batch-size", str(batch), "--lr-scale", f"{rate:g}x", *more)
     return Cell(net, method, learners, (("batch", str(batch)), ("rate", f"{rate:g}x")), rate, arguments)
@@ -286,6 +284,24 @@ def curves_with_best_noise(
         parts += [f"{net.label}, {place}:", table.markdown(["method", "runs", measure.name], lines)]
         parts += [f"![{measure.name}]({file}.png)"]
     return parts
+
+
+def curves(
+    outcomes: Outcomes,
+    folder: Path,
+    name: str,
+    *,
+    measure: Measure,
+    draw: Callable[[dict[str, list[Run]]], Figure],
+    caption: str,
+) -> list[str]:
+    """The table of results, and the curves of all methods, a panel for each of its lines."""
+    of: dict[str, list[Run]] = {}
+    for cell, runs in outcomes.runs.items():
+        rung = ", ".join(" ".join(entry) for entry in cell.row)
+        of.setdefault(f"{cell.net.label}, {rung}", []).extend(runs)
+    figures.save(draw({title: runs for title, runs in of.items() if runs}), folder / name)
+    return [measure.heading, results_table(outcomes, measure), f"![{caption}]({name}.png)"]
 
 
 def experiment(

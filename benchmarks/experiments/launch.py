@@ -1,4 +1,5 @@
-"""The training runs an experiment is made of: started one after the other, and skipped where they exist."""
+"""The training runs an experiment is made of, and what is measured of them: started one after the other, and skipped
+where they exist."""
 
 from __future__ import annotations
 
@@ -12,25 +13,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from horovod_dpsgd.diagnostics.points import Points
 from horovod_dpsgd.report import runs
+from horovod_dpsgd.report.runs import Run
+from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.run_log import METRICS, RESULT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SEVERAL = Path(__file__).resolve().parent / "several.py"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run: `learners` x `python script arguments --output folder`."""
-
-    name: str
-    script: str
-    learners: int
-    arguments: tuple[str, ...]
-
-    def words(self, folder: Path, more: tuple[str, ...] = ()) -> list[str]:
-        """The script's arguments."""
-        return [*self.arguments, *more, "--output", str(folder)]
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,45 @@ class Place:
 
     def start(self, learners: int) -> list[str]:
         return [*(word.replace("{np}", str(learners)) for word in shlex.split(self.launcher)), sys.executable]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: `learners` x `python script arguments --output folder`."""
+
+    name: str
+    script: str
+    learners: int
+    arguments: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What reports are made of, in its folder; the last is there only if it has ended."""
+        return METRICS, RESULT
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """The runs whose checkpoints it reads."""
+        return ()
+
+    def words(self, place: Place) -> list[str]:
+        """The script's arguments."""
+        return [*self.arguments, *place.more, "--output", str(place.folder / self.name)]
+
+    def going_on(self, place: Place) -> list[str]:
+        """The same, for one that goes on with what an interrupted one left."""
+        return [*self.words(place), "--resume", "auto"]
+
+    def found(self, place: Place) -> Path | None:
+        """The folder that holds what reports are made of, if there is one."""
+        folders = [place.folder / self.name, *([place.keep / self.name] if place.keep else [])]
+        return next((folder for folder in folders if (folder / self.files[-1]).exists()), None)
+
+    def has_checkpoint(self, place: Place) -> bool:
+        return bool(checkpoint.folders(place.folder / self.name / "checkpoints"))
+
+    def load(self, folder: Path) -> Run | Points:
+        return runs.load(folder)
 
 
 def mpirun(learners: int | str) -> list[str]:
@@ -73,32 +102,27 @@ def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
 
 def print_all(jobs: list[Job], place: Place) -> None:
     for job in jobs:
-        words = job.words(place.folder / job.name, place.more)
-        print(shlex.join([*place.start(job.learners), str(REPOSITORY / job.script), *words]))
+        print(shlex.join([*place.start(job.learners), str(REPOSITORY / job.script), *job.words(place)]))
 
 
-def run_all(jobs: list[Job], place: Place) -> list[runs.Run]:
-    """Run what has no result yet; return all runs. Ends the program if one fails."""
-    missing = [job for job in jobs if _found(job, place) is None]
+def run_all(jobs: list[Job], place: Place) -> list[Run | Points]:
+    """Run what has no result yet, and runs whose checkpoints are wanted for that and missing; return what all have come
+    to. Ends the program if one fails."""
+    missing = [job for job in jobs if job.found(place) is None]
     print(f"{len(jobs)} runs, of which {len(jobs) - len(missing)} have a result", flush=True)
-    for (script, learners), alike in itertools.groupby(missing, lambda job: (job.script, job.learners)):
+    lost = {run for job in missing for run in job.inputs if not run.has_checkpoint(place)}
+    to_do = [job for job in jobs if job in missing or job in lost]
+    for (script, learners), alike in itertools.groupby(to_do, lambda job: (job.script, job.learners)):
         group = list(alike)
         for at in range(0, len(group), place.together):
             _run(group[at : at + place.together], script, learners, place)
     for job in jobs:
         _keep(job, place)
-    return [runs.load(_found(job, place) or place.folder / job.name) for job in jobs]
-
-
-def _found(job: Job, place: Place) -> Path | None:
-    """Where the job's result is, if it is there."""
-    folders = [place.folder / job.name, *([place.keep / job.name] if place.keep else [])]
-    return next((folder for folder in folders if (folder / RESULT).exists()), None)
+    return [job.load(job.found(place) or place.folder / job.name) for job in jobs]
 
 
 def _run(jobs: list[Job], script: str, learners: int, place: Place) -> None:
-    # What an interrupted run left can be gone on with.
-    words = [[*job.words(place.folder / job.name, place.more), "--resume", "auto"] for job in jobs]
+    words = [job.going_on(place) for job in jobs]
     if len(jobs) == 1:
         command = [*place.start(learners), str(REPOSITORY / script), *words[0]]
     else:
@@ -117,8 +141,8 @@ def _run(jobs: list[Job], script: str, learners: int, place: Place) -> None:
 
 def _keep(job: Job, place: Place) -> None:
     folder, kept = place.folder / job.name, place.keep / job.name if place.keep else None
-    if kept is None or (kept / RESULT).exists():
+    if kept is None or (kept / job.files[-1]).exists():
         return
     kept.mkdir(parents=True, exist_ok=True)
-    for file in (METRICS, RESULT):  # the result last: it says that the run is whole
+    for file in job.files:  # the last says that all are there
         shutil.copyfile(folder / file, kept / file)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from benchmarks.instruments.solutions import Landscape, Run, identity
 from horovod_dpsgd.diagnostics import landscape
 from horovod_dpsgd.diagnostics.points import Point
+from horovod_dpsgd.report.table import markdown
 from horovod_dpsgd.training.checkpoint import Manifest
 
 if TYPE_CHECKING:
@@ -85,3 +87,22 @@ class Picture(ABC):
 
     def axis(self) -> list[float]:
         return landscape.steps(-self.options.extent, self.options.extent, self.options.points)
+
+
+class OfEachRun(Picture):
+    """A picture in which every run's points come to a few numbers: a line of the table."""
+
+    @staticmethod
+    @abstractmethod
+    def numbers(points: Sequence[Point]) -> dict[str, float]:
+        """Those of one run, by their headings; NaN where there is none."""
+
+    def table(self, measured: Sequence[Point]) -> str:
+        found = {run.label: self.numbers(self.of(run, measured)) for run in self.landscape.runs}
+        headings = list(next(iter(found.values())))
+        return markdown(["run", *headings], [[label, *map(number, values.values())] for label, values in found.items()])
+
+
+def number(value: float) -> str:
+    """As tables have it."""
+    return f"{value:.4g}" if np.isfinite(value) else "-"

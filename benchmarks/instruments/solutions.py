@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.cv.tasks import TASKS
+from benchmarks import tasks
 from horovod_dpsgd.diagnostics.objective import Objective
-from horovod_dpsgd.errors import RecipeError, UserError
+from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.training import Batch, Recipe, Task, checkpoint
 from horovod_dpsgd.training import recipe as recipes
@@ -111,9 +111,7 @@ def open_runs(folders: list[Path], samples: int, data_dir: Path | None, device: 
                 raise UserError(f"{runs[0].name} and {run.name} share no landscape: {key} {one!r} and {other!r}")
     given = {key: value for key, value in (("data_dir", data_dir), ("device", device)) if value is not None}
     recipe = recipes.load(str(runs[0].folder / CONFIG), runs[0].folder, given)
-    if recipe.task not in TASKS:
-        raise RecipeError(f"{runs[0].name} is of task {recipe.task!r}; known here: {', '.join(TASKS)}")
-    return Landscape(runs, make_task(recipe, TASKS[recipe.task], us), recipe.device, samples)
+    return Landscape(runs, make_task(recipe, tasks.find(recipe.task), us), recipe.device, samples)
 
 
 def _open(folder: Path, us: Learners) -> Run:

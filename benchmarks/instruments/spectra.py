@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from benchmarks.instruments.picture import Picture
-from benchmarks.instruments.solutions import Run
+from benchmarks.instruments.picture import OfEachRun, Picture, number
 from horovod_dpsgd.diagnostics import hessian
 from horovod_dpsgd.diagnostics.intervals import mean_and_error
 from horovod_dpsgd.diagnostics.points import Point
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 NEAR_0 = 0.01  # of the largest eigenvalue
 
 
-class Eigenvalues(Picture):
+class Eigenvalues(OfEachRun):
     """The ends of the Hessian's spectrum at each solution, and its trace."""
 
     matters = ("seed", "lanczos_steps", "top")
@@ -46,18 +45,29 @@ class Eigenvalues(Picture):
         ends = {point["run"]: point for point in measured if point["of"] == "ends"}
         return landscapes.eigenvalues({name: ends[name]["top"] for name in self.names}, self.names)
 
+    @staticmethod
+    def numbers(points: Sequence[Point]) -> dict[str, float]:
+        end, *probes = points
+        trace, error = mean_and_error([point["trace"] for point in probes])
+        return {
+            "loss": end["loss"],
+            "largest eigenvalue": end["top"][0],
+            "smallest": end["smallest"],
+            "abs(min/max)": end["negative_share"],
+            "trace": trace,
+            "its standard error": error,
+        }
+
     def table(self, measured: Sequence[Point]) -> str:
+        """And all of the largest."""
         rows = []
         for run in self.landscape.runs:
-            end, *probes = self.of(run, measured)
-            trace, error = mean_and_error([point["trace"] for point in probes])
-            top = ", ".join(f"{value:.4g}" for value in end["top"])
-            ends = f"{end['smallest']:.3g}", f"{end['negative_share']:.2g}"
-            rows.append([run.label, f"{end['loss']:.4g}", top, *ends, f"{trace:.4g} ± {error:.2g}"])
-        return markdown(["run", "loss", "largest eigenvalues", "smallest", "|min/max|", "trace ± s.e."], rows)
+            for rank, value in enumerate(self.of(run, measured)[0]["top"], 1):
+                rows.append([run.label, str(rank), number(value)])
+        return super().table(measured) + "\n\n" + markdown(["run", "rank", "eigenvalue"], rows)
 
 
-class Density(Picture):
+class Density(OfEachRun):
     """The distribution of the Hessian's eigenvalues at each solution."""
 
     matters = ("seed", "lanczos_steps")
@@ -78,23 +88,23 @@ class Density(Picture):
     def draw(self, measured: Sequence[Point]) -> Figure:
         from horovod_dpsgd.report import landscapes
 
-        return landscapes.densities({run.name: self._probes(run, measured) for run in self.landscape.runs}, self.names)
+        of_runs = {run.name: probes(self.of(run, measured)) for run in self.landscape.runs}
+        return landscapes.densities(of_runs, self.names)
 
-    def _probes(self, run: Run, measured: Sequence[Point]) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(np.array(p["values"]), np.array(p["weights"])) for p in self.of(run, measured) if p["values"]]
+    @staticmethod
+    def numbers(points: Sequence[Point]) -> dict[str, float]:
+        """Shares of the eigenvalues, in per cent."""
+        found = probes(points)
+        largest = max((float(values.max()) for values, _ in found), default=float("nan"))
+        near = NEAR_0 * largest
+        borders = (-np.inf, -near), (-near, near), (near, np.inf)
+        below, within, above = (100 * _mass(found, *each) if found else float("nan") for each in borders)
+        return {"largest": largest, "% below -0.01 of it": below, "% between": within, "% above 0.01 of it": above}
 
-    def table(self, measured: Sequence[Point]) -> str:
-        rows = []
-        for run in self.landscape.runs:
-            probes = self._probes(run, measured)
-            if not probes:
-                rows.append([run.label, *"----"])
-                continue
-            largest = max(values.max() for values, _ in probes)
-            near = NEAR_0 * largest
-            borders = (-np.inf, -near), (-near, near), (near, np.inf)
-            rows.append([run.label, f"{largest:.4g}", *(f"{100 * _mass(probes, *each):.3g} %" for each in borders)])
-        return markdown(["run", "largest", "below -1 % of it", "within 1 %", "above"], rows)
+
+def probes(points: Sequence[Point]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Nodes and weights of each quadrature, of those points where the loss is finite."""
+    return [(np.array(p["values"]), np.array(p["weights"])) for p in points if p["values"]]
 
 
 def _mass(probes: Sequence[tuple[np.ndarray, np.ndarray]], low: float, high: float) -> float:

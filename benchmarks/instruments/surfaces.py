@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from benchmarks.instruments.picture import Options, Picture
+from benchmarks.instruments.picture import OfEachRun, Options, Picture
 from benchmarks.instruments.solutions import Landscape, Run
 from benchmarks.instruments.spectra import extremes
 from horovod_dpsgd.diagnostics import landscape
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Contour(Picture):
+class Contour(OfEachRun):
     """The loss around each solution, on two random filter-normalised directions: the same random numbers for all."""
 
     def points(self) -> list[Point]:
@@ -48,15 +48,15 @@ class Contour(Picture):
     def _labels(self) -> list[tuple[Run, str]]:
         return [(run, run.label) for run in self.landscape.runs]
 
-    def table(self, measured: Sequence[Point]) -> str:
-        rows = []
-        for run in self.landscape.runs:
-            points = self.of(run, measured)
-            losses = np.array([point["loss"] for point in points])
-            middle = min(points, key=lambda point: point["x"] ** 2 + point["y"] ** 2)
-            rim = [p["loss"] for p in points if max(abs(p["x"]), abs(p["y"])) >= self.options.extent - 1e-9]
-            rows.append([run.label, f"{middle['loss']:.4g}", f"{np.nanmin(losses):.4g}", f"{np.nanmedian(rim):.4g}"])
-        return markdown(["run", "loss at the solution", "least loss", "median loss at the rim"], rows)
+    @staticmethod
+    def numbers(points: Sequence[Point]) -> dict[str, float]:
+        losses = np.array([point["loss"] for point in points])
+        far = np.array([max(abs(point["x"]), abs(point["y"])) for point in points])
+        return {
+            "loss at the solution": losses[far.argmin()],
+            "least loss": _of_finite(np.min, losses),
+            "median loss at the rim": _of_finite(np.median, losses[far >= far.max() - 1e-9]),
+        }
 
 
 class Curvature(Contour):
@@ -76,13 +76,11 @@ class Curvature(Contour):
 
         return landscapes.curvature({label: self.of(run, measured) for run, label in self._labels()})
 
-    def table(self, measured: Sequence[Point]) -> str:
-        rows = []
-        for run in self.landscape.runs:
-            shares = np.array([point["negative_share"] for point in self.of(run, measured)])
-            cells = (np.nanmin(shares), np.nanmedian(shares), np.nanmax(shares))
-            rows.append([run.label, *(f"{cell:.3g}" for cell in cells)])
-        return markdown(["run", "least |min/max|", "median", "largest"], rows)
+    @staticmethod
+    def numbers(points: Sequence[Point]) -> dict[str, float]:
+        shares = np.array([point["negative_share"] for point in points])
+        kinds = {"least": np.min, "median": np.median, "largest": np.max}
+        return {f"{name} abs(min/max)": _of_finite(kind, shares) for name, kind in kinds.items()}
 
 
 class Plane(Picture):
@@ -180,3 +178,8 @@ class Line(Picture):
 
     def table(self, measured: Sequence[Point]) -> str:
         return markdown(["x", "loss"], [[f"{p['x']:g}", f"{p['loss']:.4g}"] for p in measured])
+
+
+def _of_finite(kind: Callable[[np.ndarray], float], values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(kind(finite)) if len(finite) else float("nan")

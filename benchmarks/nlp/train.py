@@ -14,11 +14,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from benchmarks import early  # noqa: E402, F401
-from benchmarks.nlp.corpora import CORPORA  # noqa: E402
-from benchmarks.nlp.language_task import LanguageTask  # noqa: E402
+from benchmarks.nlp.tasks import TASKS  # noqa: E402
 from horovod_dpsgd.training import main  # noqa: E402
-
-TASKS = dict.fromkeys(CORPORA, LanguageTask)
 
 if __name__ == "__main__":
     main(__doc__, TASKS, HERE / "recipes", default_recipe="wikitext103")

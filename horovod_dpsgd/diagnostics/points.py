@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,24 @@ from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners
 
 Point = dict[str, Any]  # what names a point, and what was measured there: numbers, strings and lists of numbers
+
+
+@dataclass(frozen=True)
+class Points:
+    """What `measure_all` has left in a file, by the name of the file without its ending: all else that values depend
+    on, and the points with what was measured there."""
+
+    name: str
+    setup: Point
+    points: list[Point]
+
+
+def load(path: Path) -> Points:
+    """Read such a file. Numbers that were not finite are NaN. Raises UserError if it is none, or damaged."""
+    lines = list(_lines(path))
+    if not lines or "setup" not in lines[0]:
+        raise UserError(f"{path} holds no points")
+    return Points(path.stem, lines[0]["setup"], [line["point"] | _numbers(line["measured"]) for line in lines[1:]])
 
 
 def measure_all(

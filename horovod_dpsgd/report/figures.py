@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "dpsgd-lamb": {"color": "#E69F00", "linestyle": "-"},
     "dpsgd-mixed-moments": {"color": "#56B4E9", "linestyle": "-"},
 }
+
+
+COLUMNS = 4
 
 
 def draw(axes: Axes, runs: Iterable[Run], metric: str, label: bool = True) -> None:
@@ -82,20 +85,51 @@ def figure_2(runs: Sequence[Run], lr: float) -> Figure:
     return figure
 
 
+# Metrics, as `diagnostics.dynamics` has them: the table's name, and how the figure draws them.
+NOISE = {
+    "noise": ("Delta_DP", {"color": "#009E73", "linestyle": "-", "label": r"$\Delta_{DP}$"}),
+    "noise_ssgd": ("Delta_S", {"color": "#D55E00", "linestyle": "--", "label": r"$\Delta_S$"}),
+    "noise_2": ("Delta(2)", {"color": "#0072B2", "linestyle": "-.", "label": r"$\Delta^{(2)}$"}),
+    "noise_2_first_order": (
+        "Delta(2), first order in w_j - w_a",
+        {"color": "#E69F00", "linestyle": ":", "label": r"$\Delta^{(2)}$, first order in $w_j - w_a$"},
+    ),
+    "noise_2_hessian": (
+        "right side of eq. 5",
+        {"color": "#CC79A7", "linestyle": "--", "label": r"$\alpha^2 \sum H H C$, eq. 5"},
+    ),
+}
+
+
 def noise_strength(runs: Sequence[Run]) -> Figure:
     """The noise strengths of the paper's Appendix B along the DPSGD runs."""
     figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
-    dpsgd = [run for run in runs if run.result["algo"] == "dpsgd"]
-    kinds = {
-        "noise": (r"$\Delta_{DP}$", "#009E73", "-"),
-        "noise_ssgd": (r"$\Delta_S$", "#D55E00", "--"),
-        "noise_2": (r"$\Delta^{(2)}$", "#0072B2", "-."),
-    }
-    for metric, (label, color, linestyle) in kinds.items():
-        axes.plot(*_median([_curve(run, metric) for run in dpsgd]), color=color, linestyle=linestyle, label=label)
-    axes.set(xlabel="step", ylabel="noise strength", yscale="log", title=f"noise in DPSGD (median of {len(dpsgd)})")
-    axes.legend()
+    _draw_noise(axes, runs)
     return figure
+
+
+def progression(runs: Sequence[Run], lr: float) -> Figure:
+    """Along training: (a) the effective learning rate; (b) the noise in DPSGD, and what eq. 5 makes of it."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    draw(left, [run for run in runs if run.result["algo"] in ("dpsgd", "ssgd")], "effective_lr")
+    left.axhline(lr, color="gray", linewidth=0.8, linestyle=":", label=r"peak $\alpha$")
+    left.set(xlabel="step", ylabel=r"$\alpha_e$", title="(a) effective learning rate", ylim=(0, 2 * lr))
+    left.legend(fontsize="small")
+    _draw_noise(right, runs)
+    right.set_title(f"(b) {right.get_title()}")
+    return figure
+
+
+def _draw_noise(axes: Axes, runs: Sequence[Run]) -> None:
+    """Those noise strengths that were measured: medians over DPSGD's runs."""
+    dpsgd = [run for run in runs if run.result["algo"] == "dpsgd"]
+    for metric, (_, style) in NOISE.items():
+        curves = [_curve(run, metric) for run in dpsgd]
+        if any(len(steps) for steps, _ in curves):
+            axes.plot(*_median(curves), **style)
+    title = "noise in DPSGD" + (f", median of {len(dpsgd)}" if len(dpsgd) > 1 else "")
+    axes.set(xlabel="step", ylabel="noise strength", yscale="log", title=title)
+    axes.legend(fontsize="small")
 
 
 def learning_curves(runs: Sequence[Run]) -> Figure:
@@ -112,29 +146,50 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
 
 
 def heldout_accuracy(runs: Sequence[Run], title: str) -> Figure:
-    """Figure 1a of the paper: held-out accuracy at w_a over epochs."""
-    figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
-    draw(axes, [run for run in runs if len(run.curve("heldout_error_percent")[0])], "heldout_error_percent")
-    axes.yaxis.set_major_formatter(lambda error, _position: f"{100 - error:g}")
-    axes.invert_yaxis()
-    axes.set(xlabel="step", ylabel="held-out accuracy %", title=title)
-    axes.legend()
+    """Figure 1a of the paper: held-out accuracy at w_a over steps."""
+    return heldout_accuracies({title: runs})
+
+
+def heldout_accuracies(of: Mapping[str, Sequence[Run]]) -> Figure:
+    """The same, a panel for each title: Figure 9."""
+    figure, grid = panels(len(of))
+    for axes, (title, runs) in zip(grid, of.items(), strict=True):
+        _draw_heldout(axes, runs, "heldout_error_percent")
+        axes.yaxis.set_major_formatter(lambda error, _position: f"{100 - error:g}")
+        axes.invert_yaxis()
+        axes.set(xlabel="step", ylabel="held-out accuracy %", title=title)
     return figure
 
 
 def heldout_loss(runs: Sequence[Run], title: str) -> Figure:
     """Figures 1b, 1c and 3 of the paper: held-out loss at w_a over steps."""
-    figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
-    draw(axes, [run for run in runs if len(run.curve("heldout_loss")[0])], "heldout_loss")
-    axes.set(xlabel="step", ylabel="held-out loss", title=title)
-    axes.legend()
+    return heldout_losses({title: runs})
+
+
+def heldout_losses(of: Mapping[str, Sequence[Run]]) -> Figure:
+    """The same, a panel for each title: Figure 10."""
+    figure, grid = panels(len(of))
+    for axes, (title, runs) in zip(grid, of.items(), strict=True):
+        _draw_heldout(axes, runs, "heldout_loss")
+        axes.set(xlabel="step", ylabel="held-out loss", title=title)
     return figure
 
 
+def _draw_heldout(axes: Axes, runs: Sequence[Run], metric: str) -> None:
+    draw(axes, [run for run in runs if len(run.curve(metric)[0])], metric)
+    if axes.lines:
+        axes.legend(fontsize="small")
+
+
 def panels(number: int) -> tuple[Figure, list[Axes]]:
-    """So many axes side by side."""
-    figure, axes = plt.subplots(1, number, figsize=(5.5 * number, 4.5), layout="constrained", squeeze=False)
-    return figure, list(axes[0])
+    """So many axes side by side, in rows of at most `COLUMNS`."""
+    columns = min(number, COLUMNS)
+    rows = -(-number // columns)
+    size = (6.5, 4.5) if number == 1 else (5.5 * columns, 4.5 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes in grid.flat[number:]:
+        axes.set_visible(False)
+    return figure, list(grid.flat[:number])
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

@@ -84,7 +84,7 @@ def eigenvalues(top: Mapping[str, Sequence[float]], names: Names) -> Figure:
         axes.plot(range(1, len(values) + 1), values, marker="o", label=label, **_style(algo))
     axes.set(xlabel="rank", ylabel="eigenvalue of the Hessian", yscale="log")
     axes.set_xticks(range(1, max(map(len, top.values()), default=0) + 1))
-    axes.legend(fontsize="small")
+    _legend(axes, "small")
     return figure
 
 
@@ -101,7 +101,7 @@ def densities(probes: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], nam
             label, algo = names[run]
             axes.plot(at, hessian.density(some, at, 0.01 * max(abs(low), abs(high))), label=label, **_style(algo))
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", yscale="log", ylim=(1e-7, None))
-    axes.legend(fontsize="small")
+    _legend(axes, "small")
     return figure
 
 
@@ -126,8 +126,8 @@ def smoothing(runs: Mapping[str, Sequence[Point]], names: Names) -> Figure:
     right.set(xlabel="step", ylabel=r"$\sigma$ of one weight", title="(b) spread of the learners")
     if any(p["sigma"] > 0 for points in runs.values() for p in points):
         right.set_yscale("log")
-    left.legend(fontsize="x-small")
-    right.legend(fontsize="small")
+    _legend(left, "x-small")
+    _legend(right, "small")
     return figure
 
 
@@ -144,6 +144,12 @@ def _along(axes: Axes, points: Sequence[Point], kind: str, **style: Any) -> None
     there = [(p["step"], p[kind]) for p in points if p.get(kind)]
     if there:
         axes.plot(*zip(*there, strict=True), **style)
+
+
+def _legend(axes: Axes, size: str) -> None:
+    """Each label once: runs of one algorithm may share it."""
+    handles = {label: handle for handle, label in reversed(list(zip(*axes.get_legend_handles_labels(), strict=True)))}
+    axes.legend(list(reversed(handles.values())), list(reversed(handles)), fontsize=size)
 
 
 def _panels(number: int) -> tuple[Figure, Sequence[Axes]]:

@@ -1,0 +1,281 @@
+"""The loss landscape where SSGD and DPSGD end (Appendices C and E.4), its Hessian, and how eq. 5, the effective rate
+and the smoothing of Theorem 1 develop along training.
+
+Of the paper's MNIST network at Figure 2's recipe, with SSGD* beside them; and of a network for CIFAR-10 at a rate at
+which both algorithms train. Which networks the paper shows is in appendices that could not be read.
+
+Runs need their checkpoints until they are measured. What is kept are the points, of which reports are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.experiments import cv, figure_2, ladder
+from benchmarks.experiments.experiment import Experiment, Scale
+from benchmarks.experiments.launch import Job
+from benchmarks.experiments.measurement import Measurement, of_landscape
+from benchmarks.instruments.picture import OfEachRun
+from benchmarks.instruments.spectra import Density, Eigenvalues, probes
+from benchmarks.instruments.surfaces import Contour, Curvature
+from horovod_dpsgd.diagnostics.points import Point, Points
+from horovod_dpsgd.report import figures, landscapes, table
+from horovod_dpsgd.report.runs import Run, by_settings
+
+LEARNERS: dict[Scale, int] = {"cpu": 2, "paper": 16}  # that divide the points
+RESULTS = "landscape"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A network, whose runs of one seed are set beside each other.
+
+    runs: their folder; ended: the runs whose ends are looked at; along: those that are followed. options: of
+    `landscape.py`, beside each kind's own.
+    """
+
+    name: str
+    runs: str
+    ended: Callable[[Scale, int], tuple[Job, ...]]
+    along: Callable[[Scale, int], tuple[Job, ...]]
+    needs_data: bool
+    options: Mapping[str, tuple[str, ...]]
+
+    def measurement(self, what: str, scale: Scale, seed: int, runs: tuple[Job, ...]) -> Measurement:
+        return of_landscape(what, seed, runs, LEARNERS[scale], *self.options[what])
+
+
+def _mnist(*kinds: str) -> Callable[[Scale, int], tuple[Job, ...]]:
+    return lambda _scale, seed: tuple(figure_2.job(kind, seed) for kind in kinds)
+
+
+CIFAR10_RATE = 8  # base rates: both algorithms train, at CPU scale by Table 3
+# Checkpoints along training, and instruments, which are costly where every learner's deviation goes through H.
+WATCH: dict[Scale, tuple[str, ...]] = {
+    "cpu": ("--checkpoint-every", "19", "--diagnostics-every", "19", "--diagnostics-samples", "1000"),
+    "paper": ("--checkpoint-every", "240", "--diagnostics-every", "60", "--diagnostics-samples", "4096"),
+}
+EQUATION_5 = ("--set", "diagnostics_hessian=true")
+
+
+def _cifar10(scale: Scale, seed: int) -> tuple[Job, ...]:
+    net = cv.PLAIN if scale == "cpu" else cv.EFFICIENTNET
+    cells = (cv.cell(scale, net, cv.BATCHES[scale][-1], CIFAR10_RATE, method) for method in (ladder.SSGD, ladder.DPSGD))
+    ssgd, dpsgd = (cell.job(seed) for cell in cells)
+    watch = (*WATCH[scale], "--keep", "0", "--diagnostics")
+    return (
+        replace(ssgd, arguments=(*ssgd.arguments, *watch)),
+        replace(dpsgd, arguments=(*dpsgd.arguments, *watch, *EQUATION_5)),
+    )
+
+
+def _options(points: int, map_points: int) -> dict[str, tuple[str, ...]]:
+    return {
+        "contour": ("--points", str(points)),
+        "curvature": ("--points", str(map_points), "--lanczos-steps", "40"),
+        "eigenvalues": ("--top", "10", "--probes", "16"),
+        "density": (),
+        "smoothing": (),
+    }
+
+
+MNIST = Scene(
+    "MNIST",
+    "figure-2",
+    _mnist("ssgd", figure_2.ssgd_star(figure_2.BEST_NOISE), "dpsgd"),
+    _mnist("ssgd", "dpsgd-hessian"),
+    needs_data=False,
+    options=_options(41, 15),
+)
+CIFAR10 = Scene("CIFAR-10", "landscape-cifar10", _cifar10, _cifar10, needs_data=True, options=_options(21, 9))
+
+
+def _jobs(scene: Scene, pictures: Sequence[str], along: bool) -> Callable[[Scale, Sequence[int]], list[Job]]:
+    """Seed by seed: the runs, and then the pictures of them."""
+
+    def jobs(scale: Scale, seeds: Sequence[int]) -> list[Job]:
+        found: list[Job] = []
+        for seed in seeds:
+            runs = (scene.along if along else scene.ended)(scale, seed)
+            found += [*runs, *(scene.measurement(what, scale, seed, runs) for what in pictures)]
+        return found
+
+    return jobs
+
+
+class Seen:
+    """Runs, and what was measured of them."""
+
+    def __init__(self, loaded: Sequence[Run | Points]) -> None:
+        self.runs = [each for each in loaded if isinstance(each, Run)]
+        self._measured = [each for each in loaded if isinstance(each, Points)]
+
+    def groups(self) -> Iterator[tuple[str, list[Run]]]:
+        """The runs of each algorithm, with its name."""
+        return ((group[0].label, group) for group in by_settings(self.runs))
+
+    @property
+    def first_of_each(self) -> list[Run]:
+        return [group[0] for _, group in self.groups()]
+
+    def of(self, run: Run, what: str) -> list[Point]:
+        """The points of a run. If it was trained anew since they were first measured, the newest are in front."""
+        found: dict[str, Point] = {}
+        for measured in self._measured:
+            for point in measured.points if measured.name == what else []:
+                if point["run"] == run.folder.name:
+                    found.setdefault(repr([point.get(key) for key in NAMING]), point)
+        return list(found.values())
+
+    def labels(self, runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
+        return {run.folder.name: (run.label, run.result["algo"]) for run in runs}
+
+    def table(self, *kinds: tuple[str, type[OfEachRun], Sequence[str]]) -> str:
+        """A line for each algorithm: numbers of each kind of picture, median and range over seeds."""
+        rows = []
+        for label, group in self.groups():
+            row = [label, str(len(group)), table.median_and_range([run.error_percent for run in group])]
+            for what, picture, headings in kinds:
+                numbers = [picture.numbers(self.of(run, what)) for run in group]
+                row += [spread([each[heading] for each in numbers]) for heading in headings]
+            rows.append(row)
+        headings = [heading for *_, some in kinds for heading in some]
+        return table.markdown(["algorithm", "runs", "held-out error %", *headings], rows)
+
+
+NAMING = ("step", "x", "y", "of", "probe")  # what tells a run's points apart
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range in three digits each; "-" where nothing is finite."""
+    finite = [value for value in values if np.isfinite(value)]
+    if not finite:
+        return "-"
+    middle = f"{np.median(finite):.3g}"
+    return middle if len(values) == 1 else f"{middle} ({min(finite):.3g} - {max(finite):.3g})"
+
+
+def _landscape(_scale: Scale, loaded: Sequence[Run | Points], folder: Path, name: str) -> str:
+    seen = Seen(loaded)
+    panels = {run.label: seen.of(run, "contour") for run in seen.first_of_each}
+    figures.save(landscapes.contours(panels), folder / name)
+    headings = ("loss at the solution", "median loss at the rim")
+    return "\n\n".join(
+        [
+            "The loss around the solution w_a of each run, on a plane of two random directions, filter by filter as "
+            "long as the weights (Li et al. 2018): at 1 on an axis a filter has moved by its own length. Of training "
+            "samples, not augmented. Median and range over seeds; the figure is of the first.",
+            seen.table(("contour", Contour, headings)),
+            f"![contours of the loss]({name}.png)",
+            PAPER_LANDSCAPE,
+        ]
+    )
+
+
+def _hessian(_scale: Scale, loaded: Sequence[Run | Points], folder: Path, name: str) -> str:
+    seen = Seen(loaded)
+    top = {run.folder.name: seen.of(run, "eigenvalues")[0]["top"] for run in seen.runs}
+    figures.save(landscapes.eigenvalues(top, seen.labels(seen.runs)), folder / f"{name}-eigenvalues")
+    pooled = {label: probes([p for run in group for p in seen.of(run, "density")]) for label, group in seen.groups()}
+    styles = {label: (label, group[0].result["algo"]) for label, group in seen.groups()}
+    figures.save(landscapes.densities(pooled, styles), folder / f"{name}-density")
+    panels = {run.label: seen.of(run, "curvature") for run in seen.first_of_each}
+    figures.save(landscapes.curvature(panels), folder / f"{name}-map")
+    return "\n\n".join(
+        [
+            "The Hessian of the training loss at the solution w_a of each run: ends of its spectrum (Lanczos), trace "
+            "(Hutchinson), shares of its eigenvalues (stochastic Lanczos quadrature). Median and range over seeds.",
+            seen.table(
+                ("eigenvalues", Eigenvalues, ("largest eigenvalue", "smallest", "abs(min/max)", "trace")),
+                ("density", Density, ("% above 0.01 of it",)),
+            ),
+            f"![the largest eigenvalues]({name}-eigenvalues.png)",
+            f"![density of the eigenvalues]({name}-density.png)",
+            "|lambda_min / lambda_max| on the plane of the contours around each solution, and over all of its points; "
+            "the figure is of the first seed:",
+            seen.table(("curvature", Curvature, ("least abs(min/max)", "median abs(min/max)", "largest abs(min/max)"))),
+            f"![|lambda_min / lambda_max| around the solutions]({name}-map.png)",
+            PAPER_HESSIAN,
+        ]
+    )
+
+
+def _progression(_scale: Scale, loaded: Sequence[Run | Points], folder: Path, name: str) -> str:
+    seen = Seen(loaded)
+    figures.save(figures.progression(seen.runs, seen.runs[0].result["lr"]), folder / name)
+    points = {run.folder.name: seen.of(run, "smoothing") for run in seen.runs}
+    figures.save(landscapes.smoothing(points, seen.labels(seen.runs)), folder / f"{name}-smoothing")
+    return "\n\n".join(
+        [
+            "Effective learning rate, and DPSGD's noise with both sides of eq. 5, at the steps where the run measured "
+            "them:",
+            f"![effective rate and noise along training]({name}.png)",
+            "Theorem 1 at checkpoints: sigma, the standard deviation of one weight between learners; the smoothness of "
+            "the loss L and of the smoothed loss that DPSGD descends, at w_a in the worst direction found; and the "
+            "bound 2G/sigma with the largest gradient met for G. A rate is safe up to the inverse of the smoothness. "
+            "Median and range over seeds.",
+            _smoothing_table(seen),
+            f"![smoothness along training]({name}-smoothing.png)",
+            PAPER_PROGRESSION,
+        ]
+    )
+
+
+def _smoothing_table(seen: Seen) -> str:
+    keys = ("sigma", "loss", "smoothness", "smoothed_smoothness", "bound")
+    rows = []
+    for label, group in seen.groups():
+        by_step: dict[int, list[Point]] = {}
+        for run in group:
+            for point in seen.of(run, "smoothing"):
+                by_step.setdefault(point["step"], []).append(point)
+        for step, points in sorted(by_step.items()):
+            numbers = ([point.get(key, np.nan) for point in points] for key in keys)
+            rows.append([label, str(step), *map(spread, numbers)])
+    header = ["algorithm", "step", "sigma", "L", "smoothness of L", "of L smoothed", "2G/sigma"]
+    return table.markdown(header, rows)
+
+
+PAPER_LANDSCAPE = (
+    "The paper's (Section 2.2): DPSGD's noise helps to find flat minima with better generalization; its contours are "
+    "in appendices that could not be read."
+)
+PAPER_HESSIAN = "The paper's are in appendices that could not be read."
+PAPER_PROGRESSION = (
+    "The paper's (Sections 2.1 and 2.2): alpha_e is reduced early, when gradients are large, and recovers to alpha; "
+    "the smoothing is strong at first and becomes weaker as training progresses."
+)
+
+Report = Callable[[Scale, Sequence[Run | Points], Path, str], str]
+
+
+def _experiments(scene: Scene, suffix: str, costs: Sequence[str]) -> dict[str, Experiment]:
+    kinds: dict[str, tuple[str, tuple[str, ...], bool, Report]] = {
+        "landscape": ("contours of the loss around solutions", ("contour",), False, _landscape),
+        "hessian": ("eigenvalues, trace, density, map", ("eigenvalues", "density", "curvature"), False, _hessian),
+        "progression": ("eq. 5, effective rate, smoothing by step", ("smoothing",), True, _progression),
+    }
+    found = {}
+    for (kind, (words, pictures, along, report)), cost in zip(kinds.items(), costs, strict=True):
+        name = f"{kind}{suffix}"
+        found[name] = Experiment(
+            f"{scene.name}: {words}",
+            cost,
+            _jobs(scene, pictures, along),
+            partial(report, name=name),
+            scene.runs,
+            needs_data=scene.needs_data,
+            results=RESULTS,
+        )
+    return found
+
+
+EXPERIMENTS = {
+    **_experiments(MNIST, "", ("10 min", "30 min", "20 min")),
+    **_experiments(CIFAR10, "-cifar10", ("30 min", "2 h", "1 h")),
+}

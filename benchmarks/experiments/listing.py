@@ -1,0 +1,56 @@
+"""What `reproduce.py list` shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.experiments.experiment import Elsewhere, Experiment
+
+KINDS = ("figure", "table")  # come first, in the paper's order
+
+
+def in_order(experiments: Mapping[str, Experiment | Elsewhere]) -> dict[str, Experiment | Elsewhere]:
+    """Figures by their numbers, tables by theirs, and the rest as it is."""
+    return dict(sorted(experiments.items(), key=lambda item: _place(item[0])))
+
+
+def text(experiments: Mapping[str, Experiment | Elsewhere], results: Path) -> str:
+    """A line each: what it is, what it costs at either scale, and where its result is, if there is one."""
+    lines = [("name", "time here", "runs", "result", "what")]
+    for name, experiment in experiments.items():
+        found = ", ".join(_results(name, experiment, results)) or "-"
+        lines.append((name, experiment.cost, _runs(experiment), found, experiment.what))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*rows, "", EXPLAINED])
+
+
+EXPLAINED = (
+    "time here: of all five seeds on two cores, about. runs: of one seed, here / with --scale paper, some shared.\n"
+    "result: the folder below results/ that holds NAME.md."
+)
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    kind, _, number = name.partition("-")
+    if kind not in KINDS or not number[:1].isdigit():
+        return len(KINDS), 0, ""
+    return KINDS.index(kind), int(re.match(r"\d+", number)[0]), number
+
+
+def _runs(experiment: Experiment | Elsewhere) -> str:
+    if isinstance(experiment, Elsewhere):
+        return "-"
+    return " / ".join(str(len(experiment.jobs(scale, [0]))).rjust(2) for scale in ("cpu", "paper"))
+
+
+def _results(name: str, experiment: Experiment | Elsewhere, results: Path) -> list[str]:
+    """The folders of reports of either scale that are there."""
+    if isinstance(experiment, Elsewhere):
+        folders, file = [experiment.results], experiment.report
+    else:
+        folder, file = experiment.results or experiment.runs, f"{name}.md"
+        folders = [folder, f"{folder}-paper"]
+    return [folder for folder in folders if (results / folder / file).exists()]
