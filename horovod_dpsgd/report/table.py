@@ -34,11 +34,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def median_and_range(values: Sequence[float], digits: int = 2) -> str:
     """ "2.71 (2.64 - 2.93)"; the median alone for one value, "-" where nothing is finite."""
-    finite = [value for value in values if np.isfinite(value)]
-    if not finite:
+    found = median_low_high(values)
+    if found is None:
         return "-"
-    middle = f"{np.median(finite):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ({min(finite):.{digits}f} - {max(finite):.{digits}f})"
+    median, low, high = (f"{value:.{digits}f}" for value in found)
+    return median if len(values) == 1 else f"{median} ({low} - {high})"
+
+
+def median_low_high(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """Median, least and greatest of the values that are finite; None where none is."""
+    finite = [value for value in values if np.isfinite(value)]
+    return (float(np.median(finite)), min(finite), max(finite)) if finite else None
 
 
 def _cells(group: Sequence[Run]) -> list[str]:
