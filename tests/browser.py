@@ -47,7 +47,7 @@ def chromium(profile: Path, width: int, height: int) -> Iterator[Chrome]:
 
 
 def requests(page: Chrome) -> list[str]:
-    """The addresses of all that was asked for since the last time, but for what the page itself holds (data:)."""
+    """The addresses of all that was asked for since the last time, but for what page or browser hold themselves."""
     events: list[dict[str, Any]] = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    return [url for url in sent if not url.startswith("data:")]
+    return [url for url in sent if not url.startswith(("data:", "chrome:", "about:"))]
