@@ -75,6 +75,7 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
     if arguments.demo:
         print("This is one seed, and seeds differ much: results/README.md has the medians and ranges of five.")
     (output / f"{name}.md").write_text(f"{text}\n\n{_provenance(loaded)}\n")
+    (output / f"{name}.csv").write_text(experiment.csv(arguments.scale, loaded))
 
 
 def _place(folder: str, arguments: argparse.Namespace) -> launch.Place:

@@ -163,7 +163,8 @@ PAPER_NOISE = (
     "The paper's (Section 4.3): EfficientNet-B0 on CIFAR-10 reaches 91.13 % under DPSGD and 22.15 % under SSGD with "
     "the best noise, 0.04; no noise helped AlexNet, VGG11 and VGG11-BN."
 )
-_experiment = partial(ladder.experiment, "cv")
+_numbers = partial(ladder.paper_lines, measure=ACCURACY)
+_experiment = partial(ladder.experiment, "cv", numbers=_numbers)
 EXPERIMENTS = {
     "figure-1a": _experiment(
         "CNN: accuracy of SSGD, SSGD*, DPSGD where SSGD collapses", "2 h", figure_1a, _noise, "figure-1a", PAPER_NOISE

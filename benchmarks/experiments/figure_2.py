@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.experiments import dead_units
-from benchmarks.experiments.experiment import Experiment, Scale
+from benchmarks.experiments.experiment import Experiment, Line, Scale
 from benchmarks.experiments.launch import Job
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import Run, by_settings
@@ -59,6 +59,11 @@ def _median_error(group: Sequence[Run]) -> float:
     return float(np.median(np.nan_to_num([run.error_percent for run in group], nan=100.0)))
 
 
+def _paper_line(algo: str, error: str) -> Line:
+    outcome: Line = {"diverged": True} if error == "fails" else {"heldout_error_percent": error.partition(",")[0]}
+    return {"network": "mlp", "algo": algo, **outcome}
+
+
 EXPERIMENT = Experiment(
     "MNIST: loss, effective learning rate, weight variance (Section 2.2)",
     "20 min",
@@ -66,4 +71,5 @@ EXPERIMENT = Experiment(
     report,
     "figure-2",
     demo=lambda: jobs("cpu", [0], [DEMO_NOISE]),
+    paper=[_paper_line(*entry) for entry in PAPER.items()],
 )

@@ -28,7 +28,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "dpsgd": {"color": "#009E73", "linestyle": "-"},
     "ssgd": {"color": "#D55E00", "linestyle": "--"},
     "ssgd-star": {"color": "#0072B2", "linestyle": "-."},
-    "adpsgd": {"color": "#56B4E9", "linestyle": ":"},
+    "adpsgd": {"color": "#000000", "linestyle": ":"},
     "ssgd-lamb": {"color": "#CC79A7", "linestyle": "--"},
     "dpsgd-lamb": {"color": "#E69F00", "linestyle": "-"},
 }

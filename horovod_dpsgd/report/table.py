@@ -1,8 +1,10 @@
-"""A comparison of runs as a Markdown table: median and range over the seeds."""
+"""A comparison of runs as a Markdown table: median and range over the seeds. And the runs one by one, as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -21,6 +23,28 @@ def comparison(runs: Iterable[Run], extra: dict[str, Callable[[Sequence[Run]], s
 def step_milliseconds(group: Sequence[Run]) -> str:
     """A cell for `extra`: the median time of a step, which means something on a machine with nothing else to do."""
     return median_and_range([1e3 * run.step_seconds for run in group], 1)
+
+
+def of_run(run: Run) -> dict[str, object]:
+    """What a run has come to, as a line of a CSV: None for what does not apply or is not finite."""
+    keys = ("algo", "topology", "optimizer", "learners", "global_batch", "lr", "seed")
+    heldout = {f"heldout_{key}": run.result["heldout"].get(key) for key in ("loss", "error_percent")}
+    outcome = (
+        "diverged", "diverged_at_step", "steps", "epochs", "consensus_distance", "step_seconds_median",
+        "exposed_communication_seconds_median", "samples_per_second", "bytes_sent_per_step", "git",
+    )  # fmt: skip
+    of_result = run.result.get
+    return {key: of_result(key) for key in keys} | heldout | {key: of_result(key) for key in outcome}
+
+
+def csv_text(lines: Sequence[Mapping[str, object]]) -> str:
+    """The lines as CSV, one below the other; each has what columns it has, the others are empty there."""
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
