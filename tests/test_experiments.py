@@ -130,7 +130,11 @@ def test_reports_are_made_of_whatever_runs_there_are(kind, name, tmp_path):
             3 * 7,
             {"network": "AlexNet", "batch": "256", "rate": "1x", "method": "SSGD"},
         ),
-        (cv.EXPERIMENTS["table-3"].paper, 3 * 8, {"network": "VGG11", "batch": None, "rate": "16x", "method": "DPSGD"}),
+        (
+            cv.EXPERIMENTS["table-3"].paper,
+            3 * 8,
+            {"network": "VGG11", "batch": "8192", "rate": "16x", "method": "DPSGD"},
+        ),
         (asr.EXPERIMENTS["table-2"].paper, 2 * 6, {"network": "SWB-2000", "batch": "4096", "method": "DPSGD"}),
         (asr.EXPERIMENTS["table-4"].paper, 8 + 2 * 8, {"network": "SWB-300", "batch": "8192", "lr": "0.8"}),
         (nlp.EXPERIMENTS["table-5"].paper, 2 * 6, {"warm-up": "75", "method": "DPSGD"}),
@@ -160,6 +164,16 @@ def test_the_csv_has_a_line_for_each_run_and_each_number_of_the_paper_s(outcomes
     assert lost["heldout_loss"] == lost["heldout_error_percent"] == ""
     held = next(line for line in lines if line["source"] == loaded[-1].folder.name)
     assert (held["heldout_error_percent"], held["lr"], held["steps"]) == ("41.0", "0.1", "")
+
+
+def test_reproduce_writes_the_table_and_the_csv_of_runs_that_were_kept(tmp_path, monkeypatch):
+    words = ["table-3", "--seeds", "1", "--data-dir", "DIR", "--keep", str(REPOSITORY / "results/cv/raw")]
+    words += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *words])
+    reproduce.main()
+    assert "| AlexNet, narrow    | 512   | 32x  | 0.4 " in (tmp_path / "table-3.md").read_text()
+    lines = list(csv.DictReader((tmp_path / "table-3.csv").open()))
+    assert len([line for line in lines if line["source"] != "paper" and line["seed"] == "0"]) == 16
 
 
 @pytest.mark.parametrize("name", ["mnist-recipes", "mnist-adpsgd"])

@@ -31,7 +31,7 @@ def write_run(folder, algo="dpsgd", seed=0, error=2.5, dynamics=False, **config)
         "heldout_by_learner": {"error_percent": [error and error + off for off in (0.5, 1.0, 3.0)]},
         "consensus_distance": 0.25, "samples_per_second": 2e5, "step_seconds_median": 0.004,
         "exposed_communication_seconds_median": 0.0005, "bytes_sent_per_step": 169e3, "hosts": ["a", "a", "b"],
-        "staleness": {"0": 10, "1": 25, "7": 5} if algo == "adpsgd" else None, "git": "abc",
+        "staleness": {"0": 10, "1": 25, "7": 5} if algo == "adpsgd" else None, "git": "abc", "machine": "one",
         "versions": {"torch": f"2.{seed}"}, "config": given | {"topology": "complete", "seed": seed, "noise_std": 0.0},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
@@ -122,6 +122,7 @@ def test_learners_staleness_settings_environment_and_runs_are_those_of_the_runs(
     ]  # fmt: skip
     assert ["batch_size", "2000"] in settings[5:] and ["lr", "1"] in settings[5:]
     by_heading = {row[0]: row[1] for row in read.rows("environment")}
+    assert by_heading["machine"] == "one"
     assert by_heading["hosts (learners on each)"] == "a (2), b (1)"
     assert by_heading["torch"] == "2.0 (3 of 5 runs) 2.1 (1 of 5 runs) 2.2 (1 of 5 runs)"
     assert ["d2", "DPSGD, complete", "2", "diverged at step 40", "50", "–", "–"] in read.rows("runs")
