@@ -43,7 +43,7 @@ class Curve:
 def _curve(metric: str, axis: str, title: str, what: str, over: str | None = None) -> Curve:
     """In `what` "w_a" and "Delta_DP" are set as in the paper."""
     text = what.replace("Delta", "Δ").replace("alpha", "α").replace("sigma", "σ")
-    return Curve(metric, axis, title, Markup(re.sub(r"_(\w+)", r"<sub>\1</sub>", text)), over)
+    return Curve(metric, axis, title, Markup(re.sub(r"_([A-Za-z]+)", r"<sub>\1</sub>", text)), over)
 
 
 LEARNING = (
@@ -217,12 +217,12 @@ def _row(compared: Comparison, setting: Setting) -> dict[str, Any]:
 
 
 def _cell(values: Sequence[float], write: Callable[[float], str]) -> dict[str, str]:
-    """The median, and the range where there are several values; both of those that are finite."""
+    """The median, and the range where values differ; both of those that are finite."""
     found = table.median_low_high(values)
     if found is None:
         return {"median": "–", "range": ""}
     median, low, high = map(write, found)
-    return {"median": median, "range": f"{low} – {high}" if len(values) > 1 else ""}
+    return {"median": median, "range": f"{low} – {high}" if low != high else ""}
 
 
 # ---- curves ----
