@@ -110,6 +110,8 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
     if arguments.demo:
         print("This is one seed, and seeds differ much: results/README.md has the medians and ranges of five.")
     (output / f"{name}.md").write_text(f"{text}\n\n{_provenance(loaded)}\n")
+    if trained := [each for each in loaded if isinstance(each, Run)]:
+        (output / f"{name}.csv").write_text(experiment.csv(arguments.scale, trained))
 
 
 def _place(folder: str, arguments: argparse.Namespace) -> launch.Place:

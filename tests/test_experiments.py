@@ -1,6 +1,8 @@
 """What `benchmarks/reproduce.py` would run is possible, and what it makes of runs is what they hold."""
 
+import csv
 import functools
+import io
 import json
 import math
 import re
@@ -17,7 +19,7 @@ from benchmarks import landscape, model_costs, reproduce
 from benchmarks.asr import speech_task
 from benchmarks.cv import image_task, models
 from benchmarks.cv.datasets import DATA_SETS
-from benchmarks.experiments import asr, cifar10, cv, figure_2, ladder, launch, nlp, runtime
+from benchmarks.experiments import asr, cifar10, cv, figure_2, ladder, launch, mnist_adpsgd, mnist_recipes, nlp, runtime
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.nlp import language_task
 from benchmarks.nlp import models as language_models
@@ -197,6 +199,69 @@ def test_reports_are_made_of_whatever_runs_there_are(kind, name, tmp_path):
     drawn = re.findall(r"!\[.*\]\((.*)\)", text)
     assert drawn and all((tmp_path / file).stat().st_size > 5000 for file in drawn)
     assert ("69.50 (69.00 - 70.00)" if kind in ("cv", "cifar10") else "1.00 (1.00 - 1.00)") in text
+
+
+@pytest.mark.parametrize(
+    ("lines", "number", "some"),
+    [
+        (
+            cv.EXPERIMENTS["table-1"].paper,
+            3 * 7,
+            {"network": "AlexNet", "batch": "256", "rate": "1x", "method": "SSGD"},
+        ),
+        (
+            cv.EXPERIMENTS["table-3"].paper,
+            3 * 8,
+            {"network": "VGG11", "batch": "8192", "rate": "16x", "method": "DPSGD"},
+        ),
+        (asr.EXPERIMENTS["table-2"].paper, 2 * 6, {"network": "SWB-2000", "batch": "4096", "method": "DPSGD"}),
+        (asr.EXPERIMENTS["table-4"].paper, 8 + 2 * 8, {"network": "SWB-300", "batch": "8192", "lr": "0.8"}),
+        (nlp.EXPERIMENTS["table-5"].paper, 2 * 6, {"warm-up": "75", "method": "DPSGD"}),
+        (figure_2.FIGURE_2.paper, 3, {"algo": "ssgd-star"}),
+    ],
+)
+def test_the_paper_s_numbers_are_lines_too(lines, number, some):
+    assert len(lines) == number
+    found = [line for line in lines if all(line.get(key) == value for key, value in some.items())]
+    numbers = {tuple(some.values()): [line.get("heldout_loss", line.get("heldout_error_percent")) for line in found]}
+    assert numbers[tuple(some.values())] == {
+        "AlexNet": [43.69], "VGG11": [37.954], "SWB-2000": [1.47], "SWB-300": [10.37, 1.80], "75": [3.06],
+        "ssgd-star": ["5.7"],
+    }[next(iter(some.values()))]  # fmt: skip
+
+
+def test_the_csv_has_a_line_for_each_run_and_each_number_of_the_paper_s(outcomes):
+    loaded = [run for runs in outcomes.runs.values() for run in runs]
+    experiment = cv.EXPERIMENTS["table-3"]
+    lines = list(csv.DictReader(io.StringIO(experiment.csv("cpu", loaded))))
+    assert len(lines) == len(loaded) + len(experiment.paper) == 12 + 24
+    lost = next(line for line in lines if line["source"] == loaded[0].folder.name)
+    assert list(lost)[:5] == ["source", "network", "batch", "rate", "method"]
+    assert [lost[key] for key in ("network", "batch", "rate", "method", "seed", "learners", "diverged")] == [
+        "AlexNet, narrow", "512", "32x", "SSGD", "0", "16", "True",
+    ]  # fmt: skip
+    assert lost["heldout_loss"] == lost["heldout_error_percent"] == ""
+    held = next(line for line in lines if line["source"] == loaded[-1].folder.name)
+    assert (held["heldout_error_percent"], held["lr"], held["steps"]) == ("41.0", "0.1", "")
+
+
+def test_reproduce_writes_the_table_and_the_csv_of_runs_that_were_kept(tmp_path, monkeypatch):
+    words = ["table-3", "--seeds", "1", "--data-dir", "DIR", "--keep", str(REPOSITORY / "results/cv/raw")]
+    words += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *words])
+    reproduce.main()
+    assert "| AlexNet, narrow    | 512   | 32x  | 0.4 " in (tmp_path / "table-3.md").read_text()
+    lines = list(csv.DictReader((tmp_path / "table-3.csv").open()))
+    assert len([line for line in lines if line["source"] != "paper" and line["seed"] == "0"]) == 16
+
+
+@pytest.mark.parametrize("name", ["mnist-recipes", "mnist-adpsgd"])
+def test_lines_of_a_csv_are_called_as_those_of_the_table(name, tmp_path):
+    experiment = reproduce.EXPERIMENTS[name]
+    given = {"algo": "dpsgd", "topology": None, "config": {"noise_std": 0}, "model": "mlp"}
+    called = [experiment.about("cpu", runs.Run(tmp_path / job.name, given, [])) for job in experiment.jobs("cpu", [0])]
+    kinds = mnist_recipes.VARIANTS if name == "mnist-recipes" else mnist_adpsgd.KINDS
+    assert list(dict.fromkeys(line.get("recipe", line["method"]) for line in called)) == list(kinds)
 
 
 def test_shorter_warm_ups_are_harder(tmp_path):

@@ -181,7 +181,6 @@ def _range(text: str) -> tuple[int, int]:
     return bytes_of(least), bytes_of(most)
 
 
-
 def _header(test: str, kind: Reads, column: str) -> str:
     return "\n".join(
         [

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from benchmarks.comm import arguments, measure
+from horovod_dpsgd import machine
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.report import table
 
@@ -83,7 +83,7 @@ def _about(learners: Learners, emulated: bool) -> dict[str, Any]:
         "nodes": learners.nodes,
         "emulated_hosts": emulated,
         "threads": torch.get_num_threads(),
-        "machine": machine(),
+        "machine": machine.in_words(),
         "versions": versions(),
         "git": git_revision(),
         "date": time.strftime("%Y-%m-%d"),
@@ -101,14 +101,6 @@ def command(learners: int) -> str:
     except ValueError:
         script = Path(script).name
     return shlex.join([*(["mpirun", "-np", str(learners)] if learners > 1 else []), "python", script, *words])
-
-
-def machine() -> str:
-    """The machine in words: CPU, cores, memory."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{models[0] if models else 'CPU of unknown make'}, {psutil.cpu_count()} cores, {memory:.0f} GiB of memory"
 
 
 def _rounded(thing: Any) -> Any:

@@ -102,9 +102,7 @@ class LibraryThread(Driver):
 
 def main() -> None:
     parser = arguments.parser(__doc__, turns=5)
-    parser.add_argument(
-        "--size", type=arguments.weights_size, default="44MB", help="of a read (default: %(default)s)"
-    )
+    parser.add_argument("--size", type=arguments.weights_size, default="44MB", help="of a read (default: %(default)s)")
     parser.add_argument(
         "--seconds", type=arguments.some_seconds, default=1.0, help="of each measurement (default: %(default)s)"
     )

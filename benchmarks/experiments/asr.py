@@ -70,23 +70,32 @@ PAPER_TABLE_2 = """The paper's (one run each; 10.37 is ln 32,000, guessing):
 | 8192  | DPSGD  | 1.66    | 1.47     |"""
 PAPER_TABLE_4 = """The paper's (one run each; 10.37 is ln 32,000, guessing):
 
-| rate      | method | SWB-300, batch 4096 | SWB-300, batch 8192 | SWB-2000, batch 8192 |
-| --------- | ------ | ------------------- | ------------------- | -------------------- |
-| 1.6 / 3.2 | SSGD   | 10.37               | 10.37               | 10.37                |
-| 1.6 / 3.2 | DPSGD  | 1.60                | 1.66                | 1.47                 |
-| 0.8 / 1.6 | SSGD   | 10.37               | 10.37               | 10.37                |
-| 0.8 / 1.6 | DPSGD  | 1.65                | 1.73                | 1.48                 |
-| 0.4 / 0.8 | SSGD   | 1.76                | 10.37               | 1.51                 |
-| 0.4 / 0.8 | DPSGD  | 1.77                | 1.80                | 1.52                 |
-| 0.2 / 0.4 | SSGD   | 1.92                | 2.05                | 1.58                 |
-| 0.2 / 0.4 | DPSGD  | 1.94                | 2.00                | 1.59                 |"""
+| batch | alpha | method | SWB-300 | SWB-2000 |
+| ----- | ----- | ------ | ------- | -------- |
+| 4096  | 1.6   | SSGD   | 10.37   |          |
+| 4096  | 1.6   | DPSGD  | 1.60    |          |
+| 4096  | 0.8   | SSGD   | 10.37   |          |
+| 4096  | 0.8   | DPSGD  | 1.65    |          |
+| 4096  | 0.4   | SSGD   | 1.76    |          |
+| 4096  | 0.4   | DPSGD  | 1.77    |          |
+| 4096  | 0.2   | SSGD   | 1.92    |          |
+| 4096  | 0.2   | DPSGD  | 1.94    |          |
+| 8192  | 3.2   | SSGD   | 10.37   | 10.37    |
+| 8192  | 3.2   | DPSGD  | 1.66    | 1.47     |
+| 8192  | 1.6   | SSGD   | 10.37   | 10.37    |
+| 8192  | 1.6   | DPSGD  | 1.73    | 1.48     |
+| 8192  | 0.8   | SSGD   | 10.37   | 1.51     |
+| 8192  | 0.8   | DPSGD  | 1.80    | 1.52     |
+| 8192  | 0.4   | SSGD   | 2.05    | 1.58     |
+| 8192  | 0.4   | DPSGD  | 2.00    | 1.59     |"""
 PAPER_FIGURE_1B = (
     "The paper's (Section 4.3): with noise of 0.01 SSGD on SWB-300 converges for three epochs and then diverges; no "
     "noise helped on SWB-2000. Which of the two its Figure 1b shows is not said in the text."
 )
 
 
-_experiment = partial(ladder.experiment, "asr")
+_numbers = partial(ladder.paper_lines, measure=LOSS)
+_experiment = partial(ladder.experiment, "asr", numbers=_numbers)
 EXPERIMENTS = {
     "figure-1b": _experiment(
         "speech: SSGD, SSGD*, DPSGD where SSGD collapses", "1 h", figure_1b, _noise, "figure-1b", PAPER_FIGURE_1B

@@ -56,7 +56,5 @@ PAPER = (
 )
 _ladder = ladder.over_rates(ACCURACY, "accuracy over batch size")
 EXPERIMENTS = {
-    "cifar10": ladder.experiment(
-        "cv", "CIFAR-10: all ten networks by batch size", "6 h", cifar10, _ladder, "cifar10", PAPER
-    )
+    "cifar10": cv.experiment("CIFAR-10: all ten networks by batch size", "6 h", cifar10, _ladder, "cifar10", PAPER)
 }

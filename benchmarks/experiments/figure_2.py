@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.experiments import dead_units
-from benchmarks.experiments.experiment import Experiment, Scale
+from benchmarks.experiments.experiment import Experiment, Line, Scale
 from benchmarks.experiments.launch import Job
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import Run, by_settings
@@ -93,6 +93,11 @@ def report_of_noise(_scale: Scale, runs: Sequence[Run], folder: Path) -> str:
     )
 
 
+def _paper_line(algo: str, error: str) -> Line:
+    outcome: Line = {"diverged": True} if error == "fails" else {"heldout_error_percent": error.partition(",")[0]}
+    return {"network": "mlp", "algo": algo, **outcome}
+
+
 FIGURE_2 = Experiment(
     "MNIST: loss, effective rate, weight variance (Section 2.2)",
     "20 min",
@@ -100,6 +105,7 @@ FIGURE_2 = Experiment(
     report,
     "figure-2",
     demo=lambda: jobs("cpu", [0], [BEST_NOISE]),
+    paper=[_paper_line(*entry) for entry in PAPER.items()],
 )
 FIGURE_4 = Experiment(
     "MNIST: noise strengths in DPSGD (Appendix B)",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.experiments.experiment import Experiment, Scale
+from benchmarks.experiments.experiment import Experiment, Line, Scale
 from benchmarks.experiments.launch import Job
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import Run
@@ -149,6 +149,10 @@ class Measure:
         collapsed = sum(run.result["diverged"] for run in runs)
         text = table.median_and_range([self.of(run) for run in runs], self.digits)
         return text + (f", {collapsed} of {len(runs)} collapsed" if collapsed else "")
+
+    def of_paper(self, number: float) -> Line:
+        """A number of the paper's, under the name that it has in a CSV."""
+        return {"heldout_error_percent": round(100 - number, 3)} if self.more_is_better else {"heldout_loss": number}
 
     def best(self, cells: dict[Cell, list[Run]]) -> Cell | None:
         """The cell of the best median, of those that have runs."""
@@ -304,6 +308,23 @@ def curves(
     return [measure.heading, results_table(outcomes, measure), f"![{caption}]({name}.png)"]
 
 
+# Headings that say what a row of a table is of, and what they are in a CSV.
+PLACE = {"batch": "batch", "rate": "rate", "alpha": "lr", "method": "method"}
+
+
+def paper_lines(text: str, measure: Measure, columns: str = "network", **common: str) -> list[Line]:
+    """The numbers of a Markdown table of the paper's, each a line of a CSV. The table's columns, but for those that say
+    what a row is of, are networks, or whatever `columns` says; `common` is added to every line. None of other text."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    lines: list[Line] = []
+    for row in rows[2:]:
+        cells = dict(zip(rows[0], row, strict=True))
+        place = {name: cells.pop(heading).partition(" ")[0] for heading, name in PLACE.items() if heading in cells}
+        place |= common
+        lines += [{columns: of} | place | measure.of_paper(float(value)) for of, value in cells.items() if value]
+    return lines
+
+
 def experiment(
     folder: str,
     what: str,
@@ -312,10 +333,27 @@ def experiment(
     parts: Callable[[Outcomes, Path, str], list[str]],
     name: str,
     paper: str = "The paper's numbers are in an appendix that could not be read.",
+    *,
+    numbers: Callable[[str], list[Line]],
 ) -> Experiment:
-    """The experiment `name`, of `cells`: `parts` makes figures and paragraphs of their runs; `paper` is the last."""
+    """The experiment `name`, of `cells`: `parts` makes figures and paragraphs of their runs; `paper` is the last, of
+    which `numbers` makes lines of a CSV."""
 
     def report(scale: Scale, runs: Sequence[Run], output: Path) -> str:
         return "\n\n".join([*parts(Outcomes(cells(scale), runs), output, name), paper])
 
-    return Experiment(what, cost, lambda scale, seeds: jobs(cells(scale), seeds), report, folder, needs_data=True)
+    def about(scale: Scale, run: Run) -> Line:
+        name = run.folder.name.rpartition("-seed")[0]
+        cell = next(cell for cell in cells(scale) if cell.name == name)
+        return {"network": cell.net.label, **dict(cell.row), "method": cell.method.label}
+
+    return Experiment(
+        what,
+        cost,
+        lambda scale, seeds: jobs(cells(scale), seeds),
+        report,
+        folder,
+        needs_data=True,
+        about=about,
+        paper=numbers(paper),
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.experiments.experiment import Experiment, Scale
+from benchmarks.experiments.experiment import Experiment, Line, Scale
 from benchmarks.experiments.launch import Job
 from horovod_dpsgd.report import table
 from horovod_dpsgd.report.runs import Run
@@ -67,4 +67,12 @@ def _folder(kind: str) -> str:
     return kind.lower().replace(",", "").replace(" ", "-")
 
 
-EXPERIMENT = Experiment("MNIST: AD-PSGD beside DPSGD, also with a slow learner", "20 min", jobs, report, "mnist-adpsgd")
+def about(_scale: Scale, run: Run) -> Line:
+    """The kind is the method's name."""
+    name = run.folder.name.rpartition("-seed")[0]
+    return {"network": run.result["model"], "method": next(kind for kind in KINDS if _folder(kind) == name)}
+
+
+EXPERIMENT = Experiment(
+    "MNIST: AD-PSGD beside DPSGD, also with a slow learner", "20 min", jobs, report, "mnist-adpsgd", about=about
+)

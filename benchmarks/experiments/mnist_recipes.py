@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.experiments import dead_units
-from benchmarks.experiments.experiment import Experiment, Scale
+from benchmarks.experiments.experiment import Experiment, Line, Scale
 from benchmarks.experiments.launch import Job
 from horovod_dpsgd.report import table
 from horovod_dpsgd.report.runs import Run
@@ -71,6 +71,13 @@ def _file_name(variant: str) -> str:
     return "".join(c if c.isalnum() or c == "." else "-" for c in variant.replace("'", "")).strip("-")
 
 
+def about(_scale: Scale, run: Run) -> Line:
+    """Variant and algorithm."""
+    name = run.folder.name.rpartition("-seed")[0].rpartition("-")[0]
+    variant = next(variant for variant in VARIANTS if _file_name(variant) == name)
+    return {"network": run.result["model"], "recipe": variant, "method": run.label}
+
+
 EXPERIMENT = Experiment(
-    "MNIST: what Section 2.2 leaves open, varied one by one", "30 min", jobs, report, "mnist-recipes"
+    "MNIST: what Section 2.2 leaves open, varied one by one", "30 min", jobs, report, "mnist-recipes", about=about
 )

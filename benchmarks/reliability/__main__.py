@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.comm.output import machine
 from benchmarks.experiments.launch import REPOSITORY, environment, mpirun
 from benchmarks.reliability import faults
+from horovod_dpsgd import machine
 from horovod_dpsgd.report import table
 from horovod_dpsgd.training.run_log import git_revision, versions
 
@@ -116,9 +116,8 @@ def _soak_row(numbers: dict) -> list[str]:
 def _write(file: Path, text: str) -> None:
     command = shlex.join(["python", "-m", "benchmarks.reliability", *sys.argv[1:]])
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    about = (
-        f"Command: `{command}`\n{machine()}. {time.strftime('%Y-%m-%d')}. Code: {git_revision()}.\nVersions: {found}."
-    )
+    on = f"{machine.in_words()}. {time.strftime('%Y-%m-%d')}. Code: {git_revision()}."
+    about = f"Command: `{command}`\n{on}\nVersions: {found}."
     file.write_text(f"{text}\n\n{about}\n")
     print(f"Written to {file}")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import to_hex, to_rgb
 
+from horovod_dpsgd.report.compared import Comparison
 from horovod_dpsgd.report.runs import Run, by_settings
 
 mpl.use("Agg")  # files only: no display is needed
@@ -24,10 +28,45 @@ STYLES: dict[str, dict[str, Any]] = {
     "dpsgd": {"color": "#009E73", "linestyle": "-"},
     "ssgd": {"color": "#D55E00", "linestyle": "--"},
     "ssgd-star": {"color": "#0072B2", "linestyle": "-."},
+    "adpsgd": {"color": "#000000", "linestyle": ":"},
     "ssgd-lamb": {"color": "#CC79A7", "linestyle": "--"},
     "dpsgd-lamb": {"color": "#E69F00", "linestyle": "-"},
     "dpsgd-mixed-moments": {"color": "#56B4E9", "linestyle": "-"},
 }
+LINES = ("-", "--", "-.", ":")
+
+Styles = Mapping[str, dict[str, Any]]
+
+
+def styles(methods: Mapping[str, Run]) -> Styles:
+    """A style for each name of an algorithm, given with one of its runs: that of `STYLES`, and where several share one
+    (as SSGD* with more and more noise), shades of it, from dark to light."""
+    by_style: dict[str, list[str]] = {}
+    for name, run in methods.items():
+        by_style.setdefault(_style_of(run), []).append(name)
+    return {
+        name: _shade(STYLES.get(style, {"color": "black", "linestyle": "-"}), at, len(names))
+        for style, names in by_style.items()
+        for at, name in enumerate(names)
+    }
+
+
+def _style_of(run: Run) -> str:
+    algo = str(run.result["algo"])
+    return f"{algo}-lamb" if run.config.get("optimizer") == "lamb" and f"{algo}-lamb" in STYLES else algo
+
+
+def _shade(style: dict[str, Any], at: int, number: int) -> dict[str, Any]:
+    """The shade in place `at` of so many of a style: around the style's own color, and with another kind of line."""
+    if number == 1:
+        return style
+    lightness = 1.1 * at / (number - 1) - 0.55  # below 0: so much of the way to black; above: to white
+    towards, share = (1.0 if lightness > 0 else 0.0), abs(lightness)
+    red, green, blue = (part * (1 - share) + towards * share for part in to_rgb(style["color"]))
+    return {
+        "color": to_hex((red, green, blue)),
+        "linestyle": LINES[(LINES.index(style["linestyle"]) + at) % len(LINES)],
+    }
 
 
 COLUMNS = 4
@@ -40,14 +79,22 @@ def draw(axes: Axes, runs: Iterable[Run], metric: str, label: bool = True) -> No
     be seen.
     """
     for group in by_settings(runs):
-        style = STYLES.get(group[0].result["algo"], {})
-        curves = [_curve(run, metric) for run in group]
-        if len(group) > 1:
-            for steps, values in curves:
-                axes.plot(steps, values, linewidth=0.5, alpha=0.35, **style)
-        steps, median = _median(curves)
         text = group[0].label + (f", median of {len(group)}" if len(group) > 1 else "")
-        axes.plot(steps, median, linewidth=1.8, label=text if label else None, **style)
+        _draw_setting(axes, group, metric, text if label else None, STYLES.get(_style_of(group[0]), {}))
+
+
+def _draw_setting(axes: Axes, group: Sequence[Run], metric: str, label: str | None, style: Mapping[str, Any]) -> None:
+    curves = [_curve(run, metric) for run in group]
+    if len(group) > 1:
+        for steps, values in curves:
+            axes.plot(steps, values, linewidth=0.5, alpha=0.35, **style)
+    steps, median = _median(curves)
+    axes.plot(steps, median, linewidth=1.8, label=label, **style)
+
+
+def median_curve(group: Sequence[Run], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and the median over runs, as `draw` draws it."""
+    return _median([_curve(run, metric) for run in group])
 
 
 def _curve(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +133,7 @@ def figure_2(runs: Sequence[Run], lr: float) -> Figure:
 
 
 # Metrics, as `diagnostics.dynamics` has them: the table's name, and how the figure draws them.
-NOISE = {
+NOISE: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("Delta_DP", {"color": "#009E73", "linestyle": "-", "label": r"$\Delta_{DP}$"}),
     "noise_ssgd": ("Delta_S", {"color": "#D55E00", "linestyle": "--", "label": r"$\Delta_S$"}),
     "noise_2": ("Delta(2)", {"color": "#0072B2", "linestyle": "-.", "label": r"$\Delta^{(2)}$"}),
@@ -179,6 +226,82 @@ def _draw_heldout(axes: Axes, runs: Sequence[Run], metric: str) -> None:
     draw(axes, [run for run in runs if len(run.curve(metric)[0])], metric)
     if axes.lines:
         axes.legend(fontsize="small")
+
+
+def by_condition(compared: Comparison, metric: str, name: str, over: str | None = None) -> tuple[Figure, list[str]]:
+    """The curves of a metric, `name` for the axis: a panel for each condition, in each a line for each algorithm.
+
+    over: a metric that is the same for all, as the rate, and drawn gray. Algorithms that have nothing but zeros are not
+    drawn, so that others may have a logarithmic axis; their names are returned beside the figure.
+    """
+    looks = styles(compared.methods)
+    logged = [each for each in compared.settings if len(median_curve(each.runs, metric)[0])]
+    drawn = [each for each in logged if median_curve(each.runs, metric)[1].any()]
+    conditions = list(dict.fromkeys(setting.condition for setting in drawn))
+    figure, grid = _grid(len(conditions), share="task" in compared.common)
+    for axes, condition in zip(grid, conditions, strict=True):
+        here = [setting for setting in drawn if setting.condition == condition]
+        for setting in here:
+            _draw_setting(axes, setting.runs, metric, _plain(setting.method), looks[setting.method])
+        if over:
+            axes.plot(*_curve(here[0].runs[0], over), color="gray", linewidth=0.8, linestyle=":", label=_ALPHA)
+        axes.set_title("\n".join(textwrap.wrap(_plain(condition), 36)), fontsize="medium")
+    if _spans_decades(np.concatenate([line.get_ydata() for axes in grid for line in axes.get_lines()])):
+        for axes in grid:
+            axes.set_yscale("log")
+    figure.supxlabel("step", fontsize="medium")
+    figure.supylabel(name, fontsize="medium")
+    _legend_above(figure, grid)
+    return figure, list(dict.fromkeys(setting.method for setting in logged if setting not in drawn))
+
+
+_ALPHA = r"rate $\alpha$"
+
+
+def _spans_decades(values: np.ndarray) -> bool:
+    finite = values[np.isfinite(values)]
+    return bool(len(finite) and finite.min() > 0 and finite.max() > 10 * finite.min())
+
+
+def _grid(number: int, share: bool) -> tuple[Figure, list[Axes]]:
+    """So many axes, in rows of up to four; on one y axis if they share it."""
+    columns = min(4, number)
+    rows = math.ceil(number / columns)
+    size = (5.0, 3.4) if number == 1 else (0.6 + 3.1 * columns, 0.7 + 2.3 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=share)
+    for unused in axes.flat[number:]:
+        unused.set_visible(False)
+    return figure, list(axes.flat[:number])
+
+
+def _legend_above(figure: Figure, grid: Iterable[Axes]) -> None:
+    """One legend for all axes: a name is a style in every one of them."""
+    lines = {label: line for axes in grid for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    width = figure.get_figwidth()
+    columns = max(1, min(len(lines), int(width / (0.6 + 0.085 * max(map(len, lines), default=1)))))
+    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=columns, frameon=False)
+
+
+def _plain(text: str) -> str:
+    """Text that is no formula to matplotlib, whatever is in it."""
+    return text.replace("$", r"\$")
+
+
+def accuracy_by_learner(compared: Comparison) -> Figure:
+    """Held-out accuracy of each learner's own weights, as dots, and of the model at w_a, as a bar: a line a setting."""
+    looks = styles(compared.methods)
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.3 * len(compared.settings)), layout="constrained")
+    for place, setting in enumerate(compared.settings):
+        color = looks[setting.method]["color"]
+        for run in setting.runs:
+            own = 100 - run.error_percent_by_learner
+            axes.plot(own, np.full(len(own), place), "o", color=color, alpha=0.7, markersize=5, markeredgewidth=0)
+            axes.plot(100 - run.error_percent, place, "|", color="black", markersize=14)
+    axes.set_yticks(range(len(compared.settings)), [_plain(setting.name) for setting in compared.settings])
+    axes.set_ylim(len(compared.settings) - 0.5, -0.5)
+    axes.grid(axis="y", linewidth=0.4)
+    axes.set_xlabel("held-out accuracy %")
+    return figure
 
 
 def panels(number: int) -> tuple[Figure, list[Axes]]:

@@ -1,8 +1,10 @@
-"""A comparison of runs as a Markdown table: median and range over the seeds."""
+"""A comparison of runs as a Markdown table: median and range over the seeds. And the runs one by one, as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +25,28 @@ def step_milliseconds(group: Sequence[Run]) -> str:
     return median_and_range([1e3 * run.step_seconds for run in group], 1)
 
 
+def of_run(run: Run) -> dict[str, object]:
+    """What a run has come to, as a line of a CSV: None for what does not apply or is not finite."""
+    keys = ("algo", "topology", "optimizer", "learners", "global_batch", "lr", "seed")
+    heldout = {f"heldout_{key}": run.result["heldout"].get(key) for key in ("loss", "error_percent")}
+    outcome = (
+        "diverged", "diverged_at_step", "steps", "epochs", "consensus_distance", "step_seconds_median",
+        "exposed_communication_seconds_median", "samples_per_second", "bytes_sent_per_step", "git",
+    )  # fmt: skip
+    of_result = run.result.get
+    return {key: of_result(key) for key in keys} | heldout | {key: of_result(key) for key in outcome}
+
+
+def csv_text(lines: Sequence[Mapping[str, object]]) -> str:
+    """The lines as CSV, one below the other; each has what columns it has, the others are empty there."""
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up in plain text too."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
@@ -34,11 +58,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def median_and_range(values: Sequence[float], digits: int = 2) -> str:
     """ "2.71 (2.64 - 2.93)"; the median alone for one value, "-" where nothing is finite."""
-    finite = [value for value in values if np.isfinite(value)]
-    if not finite:
+    found = median_low_high(values)
+    if found is None:
         return "-"
-    middle = f"{np.median(finite):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ({min(finite):.{digits}f} - {max(finite):.{digits}f})"
+    median, low, high = (f"{value:.{digits}f}" for value in found)
+    return median if len(values) == 1 else f"{median} ({low} - {high})"
+
+
+def median_low_high(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """Median, least and greatest of the values that are finite; None where none is."""
+    finite = [value for value in values if np.isfinite(value)]
+    return (float(np.median(finite)), min(finite), max(finite)) if finite else None
 
 
 def _cells(group: Sequence[Run]) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from horovod_dpsgd import algorithms, topology
+from horovod_dpsgd import algorithms, machine, topology
 from horovod_dpsgd.diagnostics import dynamics, intervals
 from horovod_dpsgd.diagnostics.derivatives import same_draws
 from horovod_dpsgd.gossip.counter import SharedCounter
@@ -408,6 +408,7 @@ class Trainer:
             "wall_seconds": seconds,
             "versions": versions(),
             "hosts": list(us.hosts),
+            "machine": "; ".join(dict.fromkeys(us.gather(machine.in_words()))),
             "git": " then ".join(map(str, self._code)) if any(self._code) else None,
             "config": recipe.model_dump(mode="json"),
         }
