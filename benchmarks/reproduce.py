@@ -25,6 +25,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.experiments import asr, cv, figure_2, launch, mnist_adpsgd, mnist_recipes, nlp  # noqa: E402
 from benchmarks.experiments.experiment import Experiment  # noqa: E402
+from horovod_dpsgd import launching  # noqa: E402
 from horovod_dpsgd.report import runs  # noqa: E402
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -38,7 +39,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def main() -> None:
-    words, more = launch.split_arguments(sys.argv[1:])
+    words, more = launching.split_arguments(sys.argv[1:])
     parser = _parser()
     arguments = parser.parse_args(words)
     arguments.more = more
@@ -79,7 +80,7 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
 
 def _place(folder: str, arguments: argparse.Namespace) -> launch.Place:
     more = ("--data-dir", str(arguments.data_dir)) if arguments.data_dir else ()
-    launcher = arguments.launcher or shlex.join(launch.mpirun("{np}"))
+    launcher = arguments.launcher or shlex.join(launching.mpirun("{np}"))
     more = (*more, *arguments.more)
     return launch.Place(arguments.runs / folder, launcher, more, arguments.keep, arguments.together)
 
