@@ -13,11 +13,12 @@ from conftest import REPOSITORY, environment
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import headroom_check
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.headroom import probe as probes
 from horovod_dpsgd.headroom import verdict
 from horovod_dpsgd.headroom.judgement import end_loss, is_stable
-from horovod_dpsgd.headroom.ladder import MAKERS, Recipe, ladder
+from horovod_dpsgd.headroom.ladder import MAKERS, Recipe, Rung, ladder
 from horovod_dpsgd.headroom.search import Boundary, find_boundary
 from horovod_dpsgd.launching import mpirun
 from horovod_dpsgd.report.runs import Run
@@ -84,7 +85,12 @@ def test_whatever_the_outcomes_the_ends_are_what_they_are_said_to_be(stable_runs
 def run(losses, diverged=False, heldout=1.0, seed=0):
     """A run that logged these training losses, one every five steps; chance is ln 10."""
     metrics = [{"step": 5 * (number + 1), "train_loss": loss} for number, loss in enumerate(losses)]
-    result = {"steps": 5 * len(losses), "diverged": diverged, "heldout": {"loss": heldout}, "seed": seed}
+    result = {
+        "steps": 5 * len(losses),
+        "diverged": diverged,
+        "heldout": {"loss": heldout, "error_percent": 50.0},
+        "seed": seed,
+    }
     return Run(Path(), result | {"chance_loss": math.log(10)}, metrics)
 
 
@@ -121,6 +127,29 @@ def test_a_run_is_to_learn_half_as_much_as_easier_ones_did():
 )
 def test_would_dpsgd_help(ssgd, dpsgd, answer):
     assert verdict.helps(ssgd, dpsgd) == answer
+
+
+def test_full_runs_that_end_otherwise_are_misses(monkeypatch, tmp_path):
+    """SSGD is said to end at rung 0, DPSGD at rung 1; full runs of both end at rung 1, with an exception."""
+    found = {"ssgd": Boundary(0, 1), "dpsgd": Boundary(1, 2)}
+    rungs = {rung: Rung(2.0**rung, ("--lr", str(2**rung))) for rung in range(3)}
+    probe = SimpleNamespace(found=found, ladder=rungs, recipe=SimpleNamespace(learners=16), seeds=[0, 1])
+
+    def full(jobs, _place):
+        lost = [job.name.startswith("dpsgd-lr2-seed1") or "-lr4-" in job.name for job in jobs]
+        return [run([2.0, 1.0, 1.0, 1.0, 2.3 if bad else 1.0]) for bad in lost]
+
+    monkeypatch.setattr(headroom_check, "look", lambda _request: probe)
+    monkeypatch.setattr(headroom_check, "run_all", full)
+    rows = headroom_check.check("cifar10-cpu", "DIR", tmp_path, 2)
+    assert [[row[1], row[2], row[3], row[4], row[6]] for row in rows] == [
+        ["1", "SSGD", "stable", "2 of 2", "hit"],
+        ["2", "SSGD", "fails", "2 of 2", "miss"],
+        ["4", "SSGD", "fails", "0 of 2", "hit"],
+        ["1", "DPSGD", "stable", "2 of 2", "hit"],
+        ["2", "DPSGD", "stable", "1 of 2", "miss"],
+        ["4", "DPSGD", "fails", "0 of 2", "hit"],
+    ]
 
 
 # ---- ladders ----
