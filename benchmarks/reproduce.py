@@ -39,6 +39,7 @@ from benchmarks.experiments import (  # noqa: E402
     table_6,
 )
 from benchmarks.experiments.experiment import Elsewhere, Experiment  # noqa: E402
+from horovod_dpsgd import launching  # noqa: E402
 from horovod_dpsgd.diagnostics.points import Points  # noqa: E402
 from horovod_dpsgd.report.runs import Run  # noqa: E402
 
@@ -60,7 +61,7 @@ EXPERIMENTS: dict[str, Experiment | Elsewhere] = listing.in_order(
 
 
 def main() -> None:
-    words, more = launch.split_arguments(sys.argv[1:])
+    words, more = launching.split_arguments(sys.argv[1:])
     parser = _parser()
     arguments = parser.parse_args(words)
     arguments.more = more
@@ -116,7 +117,7 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
 
 def _place(folder: str, arguments: argparse.Namespace) -> launch.Place:
     more = ("--data-dir", str(arguments.data_dir)) if arguments.data_dir else ()
-    launcher = arguments.launcher or shlex.join(launch.mpirun("{np}"))
+    launcher = arguments.launcher or shlex.join(launching.mpirun("{np}"))
     more = (*more, *arguments.more)
     return launch.Place(arguments.runs / folder, launcher, more, arguments.keep, arguments.together)
 

@@ -25,6 +25,7 @@ from benchmarks.nlp import language_task
 from benchmarks.nlp import models as language_models
 from benchmarks.options import parse
 from benchmarks.runtime import __main__ as wall_clock_command
+from horovod_dpsgd import launching
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.training import cli
 from horovod_dpsgd.training import recipe as recipes
@@ -328,7 +329,7 @@ def test_several_runs_in_one_launch_are_those_of_launches_of_their_own(tmp_path)
     jobs = [
         launch.Job(algo, "benchmarks/cv/train.py", 2, ("--algo", algo, *common)) for algo in ("ssgd", "dpsgd", "adpsgd")
     ]
-    launcher = " ".join(launch.mpirun("{np}"))
+    launcher = " ".join(launching.mpirun("{np}"))
     together = launch.run_all(jobs, launch.Place(tmp_path / "together", launcher, together=3))
     alone = launch.run_all(jobs[1:2], launch.Place(tmp_path / "alone", launcher))
     assert [run.result["algo"] for run in together] == ["ssgd", "dpsgd", "adpsgd"]

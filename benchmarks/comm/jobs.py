@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiments.launch import REPOSITORY, mpirun
+from benchmarks.experiments.launch import REPOSITORY
+from horovod_dpsgd.launching import mpirun
 
 LINKS = {"unlimited": None, "1gbit": "1gbit"}  # between emulated hosts: name, and limit as `tc` writes it
 BITS_PER_SECOND = {"1gbit": 1e9}

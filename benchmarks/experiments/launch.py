@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from horovod_dpsgd.diagnostics.points import Points
+from horovod_dpsgd.launching import environment
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.report.runs import Run
 from horovod_dpsgd.training import checkpoint
@@ -79,25 +79,6 @@ class Job:
 
     def load(self, folder: Path) -> Run | Points:
         return runs.load(folder)
-
-
-def mpirun(learners: int | str) -> list[str]:
-    """The words that start so many learners on this machine, however few cores it has."""
-    version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=True).stdout
-    allow_more_than_cores = ["--oversubscribe"] if "Open MPI" in version or "OpenRTE" in version else []
-    return ["mpirun", *allow_more_than_cores, "-np", str(learners)]
-
-
-def environment() -> dict[str, str]:
-    """This process's, with which learners find the code; and mpirun refuses root, who one is in a container."""
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-    return os.environ | root | {"PYTHONPATH": str(REPOSITORY)}
-
-
-def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
-    """What is before "--", and what is behind it: arguments for the training runs."""
-    at = words.index("--") if "--" in words else len(words)
-    return words[:at], words[at + 1 :]
 
 
 def print_all(jobs: list[Job], place: Place) -> None:

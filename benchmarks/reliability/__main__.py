@@ -19,9 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.experiments.launch import REPOSITORY, environment, mpirun
+from benchmarks.experiments.launch import REPOSITORY
 from benchmarks.reliability import faults
 from horovod_dpsgd import machine
+from horovod_dpsgd.launching import environment, mpirun
 from horovod_dpsgd.report import table
 from horovod_dpsgd.training.run_log import git_revision, versions
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from benchmarks.experiments.launch import REPOSITORY, environment, mpirun
+from benchmarks.experiments.launch import REPOSITORY
+from horovod_dpsgd.launching import environment, mpirun
 from horovod_dpsgd.training import checkpoint
 
 PROGRAM = REPOSITORY / "benchmarks/reliability/faulty_train.py"

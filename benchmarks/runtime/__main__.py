@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.comm import arguments
-from benchmarks.experiments import launch
 from benchmarks.runtime import documents, fit, plots, validate, wall_clock
 from benchmarks.runtime import predict as predicting
 from benchmarks.runtime.costs import Cost
 from benchmarks.runtime.fit import Fitted, Lines
 from benchmarks.runtime.predict import Question
 from benchmarks.runtime.steps import with_link
+from horovod_dpsgd import launching
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.topology import TOPOLOGIES
 
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main() -> None:
-    words, more = launch.split_arguments(sys.argv[1:])
+    words, more = launching.split_arguments(sys.argv[1:])
     try:
         given = _parser().parse_args(words)
         if more and given.run is not _measure:

@@ -20,9 +20,9 @@ import numpy as np
 
 from benchmarks.comm.jobs import REPOSITORY, mpirun_here, mpirun_on_two_hosts
 from benchmarks.comm.output import duration
-from benchmarks.experiments.launch import environment
 from benchmarks.two_hosts.netns import why_not
 from horovod_dpsgd.errors import UserError
+from horovod_dpsgd.launching import environment
 from horovod_dpsgd.report import runs, table
 from horovod_dpsgd.report.runs import Run
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -16,6 +19,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content)
     sync(partial)
     partial.rename(path)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a file of JSON to be read by people too."""
+    write_whole(path, json.dumps(_json_numbers(values), indent=2) + "\n")
+
+
+def json_number(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity: they are null there."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _json_numbers(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _json_numbers(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_json_numbers(value) for value in values]
+    return json_number(values)
 
 
 def sync(path: Path) -> None:

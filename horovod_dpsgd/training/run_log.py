@@ -8,7 +8,6 @@ Only rank 0 writes; the other learners have a `SilentRunLog`, so that nobody has
 from __future__ import annotations
 
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from horovod_dpsgd import __version__
-from horovod_dpsgd.training.files import write_whole
+from horovod_dpsgd.training.files import json_number, write_json, write_whole
 from horovod_dpsgd.training.recipe import Recipe
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
@@ -68,7 +67,7 @@ class RunLog(SilentRunLog):
         self._bar = tqdm(total=total, initial=done, desc=name, unit="step", mininterval=pause, dynamic_ncols=True)
 
     def metrics(self, step: int, values: dict[str, float], advanced: int = 0) -> None:
-        line = {"step": step} | {name: _json_number(value) for name, value in values.items()}
+        line = {"step": step} | {name: json_number(value) for name, value in values.items()}
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
         for name, value in values.items():
@@ -97,13 +96,10 @@ class RunLog(SilentRunLog):
         self._bar.write(line)
 
     def result(self, values: dict[str, Any]) -> None:
-        self._write(RESULT, _json_numbers(values))
+        write_json(self.folder / RESULT, values)
 
     def interrupted(self, step: int, by: str) -> None:
-        self._write(INTERRUPTED, {"step": step, "by": by})
-
-    def _write(self, name: str, values: dict[str, Any]) -> None:
-        write_whole(self.folder / name, json.dumps(values, indent=2) + "\n")
+        write_json(self.folder / INTERRUPTED, {"step": step, "by": by})
 
     def close(self) -> None:
         self._bar.close()
@@ -135,19 +131,6 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _json_number(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity: they are null there."""
-    return value if not isinstance(value, float) or math.isfinite(value) else None
-
-
-def _json_numbers(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: _json_numbers(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_json_numbers(value) for value in values]
-    return _json_number(values)
 
 
 def _keep_lines_until(path: Path, step: int) -> None:

@@ -1,0 +1,29 @@
+"""Training runs started by another program: the words before `python`, and the environment that learners want."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # where learners are to import this package from, and benchmarks beside it
+
+
+def mpirun(learners: int | str) -> list[str]:
+    """The words that start so many learners on this machine, however few cores it has."""
+    version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=True).stdout
+    allow_more_than_cores = ["--oversubscribe"] if "Open MPI" in version or "OpenRTE" in version else []
+    return ["mpirun", *allow_more_than_cores, "-np", str(learners)]
+
+
+def environment() -> dict[str, str]:
+    """This process's, with which learners find the code; and mpirun refuses root, who one is in a container."""
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | root | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
+    """What is before "--", and what is behind it: arguments for the training runs."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
