@@ -16,6 +16,7 @@ import argparse
 import math
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 
 from horovod_dpsgd.errors import UserError
@@ -49,7 +50,7 @@ def look(request: Request) -> Probe:
     """Make the runs, print and write what they say."""
     probe = Probe(request)
     verdict.write(probe)
-    print(f"\n{verdict.rungs_table(probe)}\n\n{verdict.paragraph(probe)}\n")
+    print(f"\n{verdict.rungs_table(probe)}\n\n{textwrap.fill(verdict.paragraph(probe), 100)}\n")
     print(f"Written: {request.output / verdict.HEADROOM}")
     return probe
 

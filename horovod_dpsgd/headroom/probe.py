@@ -79,7 +79,9 @@ class Probe:
         self.seeds = [self.recipe.config["seed"] + number for number in range(request.seeds)]
         self.seen: dict[str, dict[int, list[Run]]] = {algo: {} for algo in ALGORITHMS}
         self.seconds: list[float] = []  # of the runs made now
-        self.found = {algo: self._limits(algo) for algo in ALGORITHMS}
+        self.found: dict[str, Boundary] = {}
+        for algo in ALGORITHMS:
+            self.found[algo] = self._limits(algo)
 
     def stable(self, algo: str, rung: int) -> list[bool]:
         """Of the runs of `seen` there, in their order."""
@@ -88,8 +90,8 @@ class Probe:
     def _limits(self, algo: str) -> Boundary:
         """Searched again while that makes new runs: one that learnt more may change what harder ones are."""
         made = -1
-        while made != self._made():
-            made = self._made()
+        while made != self._made(algo):
+            made = self._made(algo)
             found = find_boundary(partial(self._judge, algo), self.seeds, min(self.ladder), max(self.ladder))
         return found
 
@@ -106,15 +108,16 @@ class Probe:
         _say(f"{name}: {'stable' if stable else 'not stable'}, training loss {end_loss(run):.3g}{self._to_come()}")
         return stable
 
-    def _made(self) -> int:
-        return sum(len(here) for seen in self.seen.values() for here in seen.values())
+    def _made(self, algo: str) -> int:
+        return sum(map(len, self.seen[algo].values()))
 
     def _to_come(self) -> str:
         """By the mean cost of the runs made so far; a search rarely needs fewer or more runs than this says."""
         if not self.seconds:
             return ""
         mean, seeds = sum(self.seconds) / len(self.seconds), len(self.seeds)
-        fewest, most = (max(0, len(ALGORITHMS) * each - self._made()) for each in (2 * seeds, 4 * seeds + 4))
+        made = [self._made(algo) for algo in ALGORITHMS if algo not in self.found]  # by searches not at their end
+        fewest, most = (sum(max(0, each - one) for one in made) for each in (2 * seeds, 4 * seeds + 4))
         minutes = f"{fewest * mean / 60:.0f} to {most * mean / 60:.0f} minutes"
         return f" ({mean:.0f} s a run; {fewest} to {most} runs to come, {minutes})"
 
