@@ -29,7 +29,7 @@ from horovod_dpsgd import learners
 from horovod_dpsgd.diagnostics.points import Point, Points, load, measure_all
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import table
-from horovod_dpsgd.training import Recipe
+from horovod_dpsgd.training import Recipe, Task
 from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.cli import give_up
 
@@ -154,15 +154,17 @@ def report(measured: Points) -> str:
 def _costs(recipe: Recipe) -> Point:
     """Parameters, their bytes, and the seconds of each step."""
     task = tasks.find(recipe.task)(recipe, False)
-    with torch.device("meta"):
-        parameters = list(task.make_model().parameters())
+    parameters, nbytes = count(task)
     timed = Timed(task)
     train_bare(recipe, timed)
-    return {
-        "parameters": sum(p.numel() for p in parameters),
-        "bytes": sum(p.numel() * p.element_size() for p in parameters),
-        "seconds": timed.seconds,
-    }
+    return {"parameters": parameters, "bytes": nbytes, "seconds": timed.seconds}
+
+
+def count(task: Task) -> tuple[int, int]:
+    """Parameters of the task's model, and their bytes."""
+    with torch.device("meta"):
+        parameters = list(task.make_model().parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
 
 
 if __name__ == "__main__":

@@ -344,8 +344,8 @@ def test_runs_of_speech_and_language_have_a_landscape_too(us, tmp_path, task):
     w, one, other = scene.enter(scene.runs[0].newest), *(scene.objective.gaussian(numbers(seed)) for seed in (1, 2))
     product = scene.objective.hessian_vector(w, one)
     assert float(product @ other) == pytest.approx(float(scene.objective.hessian_vector(w, other) @ one), rel=1e-3)
-    ahead, behind = (scene.objective.gradient(w + step * one) for step in (1e-3, -1e-3))
-    torch.testing.assert_close((ahead - behind) / 2e-3, product, rtol=0.02, atol=0.02 * float(product.abs().max()))
+    ahead, behind = (scene.objective.gradient(w + step * one) for step in (2e-4, -2e-4))
+    assert float(((ahead - behind) / 4e-4 - product).norm()) < 0.1 * float(product.norm())  # a few ReLUs have switched
 
 
 def test_a_task_that_no_benchmark_has_is_one_line():
