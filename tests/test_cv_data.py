@@ -36,6 +36,7 @@ from benchmarks.cv.on_disk import OnDiskImages
 from horovod_dpsgd.errors import DataError, RecipeError
 from horovod_dpsgd.training import Recipe
 from horovod_dpsgd.training import recipe as recipes
+from horovod_dpsgd.training.evaluation import evaluate_own
 from horovod_dpsgd.training.task import Part, Sampler
 
 RNG = np.random.default_rng(0)
@@ -644,6 +645,33 @@ def test_synthetic_images_have_the_data_sets_shapes_and_are_few(name, size, samp
     assert found.train.pixels.nbytes < 50e6 and len(found.heldout) == 1000
     first, later = (found.train.batches([Request(np.array([n]), None)]) for n in (3, 503))
     assert_same(list(first), list(later))
+
+
+def test_the_top_5_error_is_that_of_the_five_highest_logits(monkeypatch):
+    monkeypatch.setattr(image_task, "SYNTHETIC_HELDOUT", 300)
+    made = ImageTask(recipe("imagenet", None, synthetic=True, data_options={"image_size": 8}))
+    monkeypatch.setitem(image_task.EVALUATION_PIXELS, "cpu", 70 * 8**2)  # 70 images a batch
+    model = nn.Linear(8, 1000)
+    monkeypatch.setattr(made, "normalised", lambda images: images[:, 0, 0].float() / 255)
+    algorithm = SimpleNamespace(
+        model=model,
+        parameters=SimpleNamespace(device=torch.device("cpu")),
+        learners=SimpleNamespace(gather=lambda thing: [thing]),
+    )
+    made.heldout.labels[::3] = 7
+    nn.init.zeros_(model.weight)
+    with torch.no_grad():
+        model.bias.copy_(torch.arange(1000) == 7).add_(-0.001 * torch.arange(1000))  # 7, and then 0 to 3
+    (found,) = evaluate_own(algorithm, made)
+    labels = made.heldout.labels
+    assert found.error_percent == pytest.approx(100 * (labels != 7).mean())
+    among = np.isin(labels, [7, 0, 1, 2, 3]).mean()
+    assert found.other_error_percents == {"top5_error_percent": pytest.approx(100 * (1 - among))}
+    assert among > (labels == 7).mean()
+
+
+def test_few_classes_have_no_top_5_error(cifar):
+    assert task("cifar10", cifar[0]).other_errors == ()
 
 
 def test_synthetic_images_need_no_workers():

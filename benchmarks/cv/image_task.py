@@ -24,6 +24,8 @@ from horovod_dpsgd.training import Batch, Recipe, Score, Task
 
 EVALUATION_PIXELS = {"cpu": 2**19, "cuda": 2**23}  # of a held-out batch: 512 images of CIFAR, or 167 of ImageNet
 
+TOP5_CLASSES = 100  # with fewer, five guesses are too many to say anything
+
 SYNTHETIC_HELDOUT = 1_000  # images: few, as it is training whose speed is measured
 
 
@@ -64,6 +66,8 @@ class ImageTask(Task):
     Batches are uint8 images [B, C, H, W], as few bytes as possible on their way to the device, and labels [B]; pixels
     are normalised just before the network. Augmentations are drawn from the seed and the numbers of the batch's
     samples, so they are the same for any number of workers and learners, and in a run that is resumed.
+
+    Where there are many classes, the top-5 error is reported too.
     """
 
     def __init__(self, recipe: Recipe, may_fetch: bool = True) -> None:
@@ -76,6 +80,8 @@ class ImageTask(Task):
             self._take_noise(data_set)
         else:
             self._take(data_set.find(recipe.data_dir, may_fetch), data_set)
+        if self.classes >= TOP5_CLASSES:
+            self.other_errors = ("top5",)
         models.check(**self._model_arguments())  # while it is still one line for the user
         self.chosen = self._subset()
         self.samples = len(self.chosen)
@@ -166,7 +172,11 @@ class ImageTask(Task):
         images, labels = batch
         logits = model(self.normalised(images)).float()
         errors = (logits.argmax(1) != labels).sum()
-        return Score(float(F.cross_entropy(logits, labels, reduction="sum")), float(errors), len(labels))
+        score = Score(float(F.cross_entropy(logits, labels, reduction="sum")), float(errors), len(labels))
+        if not self.other_errors:
+            return score
+        among_5 = (logits.topk(5).indices == labels[:, None]).sum()
+        return score._replace(other_errors=(len(labels) - float(among_5),))
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 pixels to float32 of about mean 0 and variance 1 in each channel, in the size and layout wanted."""

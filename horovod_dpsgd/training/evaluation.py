@@ -14,11 +14,13 @@ from horovod_dpsgd.training.task import Score, Task, to_device
 
 @dataclass(frozen=True)
 class Heldout:
-    """Mean loss a sample (nats) and error in per cent; the same for each of the task's groups of samples, by name."""
+    """Mean loss a sample (nats) and error in per cent; the same for each of the task's groups of samples, by name; and
+    the task's other errors in per cent, under the names that they have in results."""
 
     loss: float
     error_percent: float
     groups: dict[str, Heldout] = field(default_factory=dict)
+    other_error_percents: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate_averaged(algorithm: Algorithm, task: Task) -> Heldout:
@@ -44,14 +46,16 @@ def consensus_distance(algorithm: Algorithm) -> float:
 
 @torch.no_grad()
 def _score(algorithm: Algorithm, task: Task, shard: int, shards: int) -> Tensor:
-    """Sums of loss, errors and samples, float64 [1 + groups, 3]: of all samples, and of each group."""
+    """Sums over all samples, and over those of each group, float64 [1 + groups, 3 + other errors]: of loss, errors,
+    samples, and other errors, which groups have none of."""
     model, device = algorithm.model, algorithm.parameters.device.type
     training = model.training
     model.eval()
-    sums = torch.zeros(1 + len(task.groups), 3, dtype=torch.float64)
+    sums = torch.zeros(1 + len(task.groups), 3 + len(task.other_errors), dtype=torch.float64)
     for batch in task.shard_batches("heldout", shard, shards):
         score = task.score(model, to_device(batch, device))
-        sums += torch.tensor([_sums(score), *map(_sums, score.groups)], dtype=torch.float64)
+        sums[:, :3] += torch.tensor([_sums(score), *map(_sums, score.groups)], dtype=torch.float64)
+        sums[0, 3:] += torch.tensor(score.other_errors, dtype=torch.float64)
     model.train(training)
     return sums
 
@@ -63,4 +67,11 @@ def _sums(score: Score) -> list[float]:
 def _mean(sums: Tensor, task: Task) -> Heldout:
     """Of a group without samples: NaN."""
     everything, *groups = (Heldout(float(row[0] / row[2]), float(100 * row[1] / row[2])) for row in sums)
-    return replace(everything, groups=dict(zip(task.groups, groups, strict=True)))
+    others = (100 * sums[0, 3:] / sums[0, 2]).tolist()
+    return replace(
+        everything,
+        groups=dict(zip(task.groups, groups, strict=True)),
+        other_error_percents={
+            f"{name}_error_percent": percent for name, percent in zip(task.other_errors, others, strict=True)
+        },
+    )

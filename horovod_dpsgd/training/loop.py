@@ -297,6 +297,7 @@ class Trainer:
 
     def _log_heldout(self, heldout: Heldout) -> None:
         metrics = {"heldout_loss": heldout.loss, "heldout_error_percent": heldout.error_percent}
+        metrics |= {f"heldout_{name}": percent for name, percent in heldout.other_error_percents.items()}
         for name, group in heldout.groups.items():
             metrics |= {f"heldout_{name}_loss": group.loss, f"heldout_{name}_error_percent": group.error_percent}
         self.log.metrics(self.step, metrics)
@@ -387,6 +388,7 @@ class Trainer:
             "heldout": {
                 "loss": heldout.loss,
                 "error_percent": heldout.error_percent,
+                **heldout.other_error_percents,
                 **self.task.heldout_figures(heldout.loss),
                 "groups": {
                     name: {"loss": group.loss, "error_percent": group.error_percent}

@@ -23,6 +23,7 @@ class Score(NamedTuple):
     errors: float
     samples: float
     groups: tuple[Score, ...] = ()  # the same for those samples that belong to each of the task's groups
+    other_errors: tuple[float, ...] = ()  # by the task's other kinds of error
 
 
 class Task(ABC):
@@ -30,13 +31,15 @@ class Task(ABC):
 
     samples: in the training set; classes: K, so that ln K is the loss of knowing nothing; data: what it was trained on,
     in words fit to stand beside a result; groups: kinds of held-out samples to be scored on their own too, by name;
-    order: in which training samples are taken, see `Sampler`.
+    other_errors: kinds of error that are counted too, by name, as "top5"; order: in which training samples are taken,
+    see `Sampler`.
     """
 
     samples: int
     classes: int
     data: str
     groups: tuple[str, ...] = ()
+    other_errors: tuple[str, ...] = ()
     order: Order = "random"
 
     @abstractmethod

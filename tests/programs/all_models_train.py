@@ -43,6 +43,9 @@ for name in NAMES:
     assert result is not None
     assert (result["steps"], sum(result["steps_by_learner"])) == (STEPS, STEPS * us.size)
     assert math.isfinite(result["heldout"]["loss"]), name
+    top5 = result["heldout"].get("top5_error_percent")
+    assert (top5 is None) == (task["task"] == "cifar10"), name
+    assert top5 is None or 0 <= top5 <= result["heldout"]["error_percent"], name
     spread = result["consensus_distance"]
     assert (spread == 0) == (algo in ("ssgd", "ssgd-star")), f"{name}: consensus distance {spread}"
     us.barrier()
