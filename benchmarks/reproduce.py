@@ -81,7 +81,7 @@ def main() -> None:
 def _run_elsewhere(name: str, experiment: Elsewhere, arguments: argparse.Namespace) -> None:
     if arguments.demo or arguments.scale == "paper":
         sys.exit(f"reproduce.py: error: {name} measures this machine: it has no --demo and no --scale paper")
-    status = subprocess.run(experiment.command(arguments), env=launch.environment(), check=False).returncode
+    status = subprocess.run(experiment.command(arguments), env=launching.environment(), check=False).returncode
     if status:
         sys.exit(status)
 
