@@ -155,10 +155,14 @@ def test_full_runs_that_end_otherwise_are_misses(monkeypatch, tmp_path):
 # ---- ladders ----
 
 
+# 19 steps an epoch, a peak rate of 0.4
+OF_512 = {"batch_size": 512, "base_batch_size": 16, "base_lr": 0.0125, "warmup_from": 0.0125, "warmup_epochs": 1}
+
+
 @pytest.fixture
 def recipe():
-    """As a pilot of cifar10-cpu says it: 10,000 images, 16 learners, an epoch of warm-up."""
-    config = recipes.load("cifar10-cpu", REPOSITORY / "benchmarks/cv/recipes", {}).model_dump(mode="json")
+    """As a pilot says it of cifar10-cpu at batch 512: 10,000 images, 16 learners, an epoch of warm-up."""
+    config = recipes.load("cifar10-cpu", REPOSITORY / "benchmarks/cv/recipes", OF_512).model_dump(mode="json")
     result = {"config": config, "learners": 16, "steps": 3, "epochs": 3 / 19}
     return Recipe(SimpleNamespace(result=result))
 
@@ -178,7 +182,7 @@ def test_ladders_end_where_their_values_do(recipe):
 @pytest.mark.parametrize("algo", probes.ALGORITHMS)
 def test_every_command_is_one_that_training_takes(over, algo, recipe, tmp_path):
     given = {"compression": "bfloat16", "decay": "cosine", "decay_epochs": [], "epochs": 8, "diagnostics": True}
-    pilot = recipes.load("cifar10-cpu", REPOSITORY / "benchmarks/cv/recipes", given)
+    pilot = recipes.load("cifar10-cpu", REPOSITORY / "benchmarks/cv/recipes", OF_512 | given)
     (tmp_path / "pilot").mkdir()
     (tmp_path / "pilot/config.yaml").write_text(pilot.text())
     request = probes.Request("train.py", (), "mpirun -np 16", tmp_path)

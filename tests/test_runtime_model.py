@@ -330,6 +330,7 @@ def test_runs_have_names_of_their_own_and_reach_the_training_command(tmp_path):
 
 def test_a_run_s_seconds_to_a_loss_are_its_steps_times_their_mean(tmp_path):
     result = {"samples_per_second": 1000.0, "global_batch": 200, "diverged": False}
+    result |= {"algo": "ssgd", "topology": None, "learners": 2, "lr": 0.1, "data": "some", "config": {}}
     result |= {"heldout": {"error_percent": 3.0, "loss": 0.1}, "exposed_communication_seconds_median": 0.01}
     curve = [{"step": 10 * k, "train_loss": 1 / k} for k in range(1, 11)]
     job = wall_clock.Job("ssgd", 2)
