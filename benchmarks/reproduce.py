@@ -89,7 +89,7 @@ def _run_elsewhere(name: str, experiment: Elsewhere, arguments: argparse.Namespa
 def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace) -> None:
     if arguments.demo and experiment.demo is None:
         sys.exit(f"reproduce.py: error: {name} has no --demo")
-    if experiment.needs_data and not arguments.data_dir and not arguments.dry_run:
+    if experiment.needs_data and not (arguments.data_dir or arguments.dry_run or arguments.report_only):
         task = Path(experiment.jobs(arguments.scale, [0])[0].script).parent.name
         where = f"benchmarks/{task}/{'datasets.py' if task == 'cv' else 'README.md'}"
         sys.exit(f"reproduce.py: error: {name} needs --data-dir; what it may hold: {where}")
@@ -103,7 +103,9 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
     if arguments.dry_run:
         launch.print_all(jobs, place)
         return
-    loaded = launch.run_all(jobs, place)
+    loaded = launch.those_there(jobs, place) if arguments.report_only else launch.run_all(jobs, place)
+    if not loaded:
+        sys.exit(f"reproduce.py: error: no run of {name} has a result in {arguments.keep or place.folder}")
     output = arguments.results or (place.folder if arguments.demo else REPOSITORY / "results" / results)
     output.mkdir(parents=True, exist_ok=True)
     text = experiment.report(arguments.scale, loaded, output)
@@ -129,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default: 5)")
     parser.add_argument("--demo", action="store_true", help="one seed, as a demonstration")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    parser.add_argument(
+        "--report-only", action="store_true", help="run nothing: make tables and figures of what has been run so far"
+    )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="for all runs: where the data are")
     parser.add_argument("--launcher", metavar="WORDS", help="starts {np} learners (default: mpirun on this machine)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the run folders go")

@@ -259,6 +259,18 @@ def test_reproduce_writes_the_table_and_the_csv_of_runs_that_were_kept(tmp_path,
     assert len([line for line in lines if line["source"] != "paper" and line["seed"] == "0"]) == len(cells)
 
 
+def test_a_report_can_be_made_of_what_has_been_run_so_far(tmp_path, monkeypatch):
+    words = ["table-3", "--seeds", "2", "--report-only", "--keep", str(tmp_path / "kept"), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *words, "--runs", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit, match=r"no run of table-3 has a result in .*kept"):
+        reproduce.main()
+    write_run(tmp_path / "kept", cv.table_3("cpu")[0], 1, 40.0)
+    reproduce.main()
+    rows = [cells_of(line) for line in (tmp_path / "table-3.md").read_text().splitlines()]
+    assert ["VGG11, narrow", "1024", "64x", "0.8", "60.00", "-"] in rows
+    assert ["VGG11, narrow", "1024", "32x", "-", "-", "-"] in rows
+
+
 @pytest.mark.parametrize("name", ["mnist-recipes", "mnist-adpsgd"])
 def test_lines_of_a_csv_are_called_as_those_of_the_table(name, tmp_path):
     experiment = reproduce.EXPERIMENTS[name]

@@ -14,9 +14,8 @@ from horovod_dpsgd.report import figures, page, runs
 from horovod_dpsgd.report.compared import Comparison
 
 RATES = {"64x": "0.4", "32x": "0.2", "16x": "0.1", "8x": "0.05", "4x": "0.025"}  # of Table 3 at CPU scale
-KEPT = [
-    REPOSITORY / f"results/cv/raw/vgg11-narrow-bs1024-{rate}-{algo}-seed0" for rate in RATES for algo in ("ssgd", "dpsgd")
-]
+RAW = REPOSITORY / "results/cv/raw"
+KEPT = [RAW / f"vgg11-narrow-bs1024-{rate}-{algo}-seed0" for rate in RATES for algo in ("ssgd", "dpsgd")]
 EVIL = "<script>document.title='run'</script>&amp;"
 DYNAMICS = ("effective_lr", "noise", "noise_ssgd", "noise_2", "weight_variance", "consensus_distance")
 

@@ -102,6 +102,13 @@ def run_all(jobs: list[Job], place: Place) -> list[Run | Points]:
     return [job.load(job.found(place) or place.folder / job.name) for job in jobs]
 
 
+def those_there(jobs: list[Job], place: Place) -> list[Run | Points]:
+    """What those jobs have come to that have a result; run nothing."""
+    found = [(job, folder) for job in jobs if (folder := job.found(place)) is not None]
+    print(f"{len(jobs)} runs, of which {len(found)} have a result", flush=True)
+    return [job.load(folder) for job, folder in found]
+
+
 def _run(jobs: list[Job], script: str, learners: int, place: Place) -> None:
     words = [job.going_on(place) for job in jobs]
     if len(jobs) == 1:
