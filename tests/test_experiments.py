@@ -187,8 +187,19 @@ def test_the_largest_stable_rate_is_below_the_first_collapse(tmp_path):
     cells = cv.table_3("cpu")
     of_plain = [cell for cell in cells if cell.net == cv.PLAIN and cell.x <= 32]
     loaded = [write_run(tmp_path, cell, 0, 40.0, cell.method == ladder.SSGD and cell.x == 16) for cell in of_plain]
-    rows = [cells_of(line) for line in ladder.limits_table(ladder.Outcomes(of_plain, loaded)).splitlines()]
+    rows = [
+        cells_of(line) for line in ladder.limits_table(ladder.Outcomes(of_plain, loaded), ladder.ACCURACY).splitlines()
+    ]
     assert rows[2:] == [[cv.PLAIN.label, "8x (not 16x)", "32x, the last tried"]]  # though 32x did not collapse
+
+
+def test_a_run_that_learns_little_has_failed_too(tmp_path):
+    """Accuracy 60 % at best, 10 % by guessing: less than 35 % is less than half of the way."""
+    cells = [cell for cell in cv.table_3("cpu") if cell.net == cv.PLAIN]
+    errors = {8: 40.0, 16: 64.0, 32: 66.0}
+    loaded = [write_run(tmp_path, cell, 0, errors.get(cell.x, 50.0)) for cell in cells if cell.method == ladder.SSGD]
+    row = cells_of(ladder.limits_table(ladder.Outcomes(cells, loaded), ladder.ACCURACY).splitlines()[2])
+    assert row == [cv.PLAIN.label, "16x (not 32x)", "-"]
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in LADDERS for name in LADDERS[kind].EXPERIMENTS])
@@ -284,7 +295,9 @@ def test_shorter_warm_ups_are_harder(tmp_path):
     cells = [cell for cell in nlp.table_5("cpu") if cell.method == ladder.SSGD]
     loaded = [write_run(tmp_path, cell, 0, 40.0, cell.x == 10) for cell in cells]
     outcomes = ladder.Outcomes(cells, loaded)
-    assert cells_of(ladder.limits_table(outcomes, harder_upwards=False).splitlines()[2])[1] == "25 (not 10)"
+    assert (
+        cells_of(ladder.limits_table(outcomes, ladder.LOSS, harder_upwards=False).splitlines()[2])[1] == "25 (not 10)"
+    )
 
 
 def test_the_best_noise_is_that_of_the_highest_median(tmp_path):

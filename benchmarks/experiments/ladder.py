@@ -140,6 +140,7 @@ class Measure:
     of: Callable[[Run], float]  # a number for every run, also for one without a finite loss
     heading: str  # of a table
     more_is_better: bool
+    learnt: Callable[[Run], float]  # how far the run has come from guessing
     digits: int = 2
 
     def cell(self, runs: Sequence[Run]) -> str:
@@ -162,8 +163,11 @@ class Measure:
 
 
 def _accuracy(run: Run) -> float:
-    if math.isfinite(run.error_percent):
-        return 100 - run.error_percent
+    return 100 - run.error_percent if math.isfinite(run.error_percent) else _guessing(run)
+
+
+def _guessing(run: Run) -> float:
+    """The accuracy of guessing one of the classes, %."""
     return 100 / math.exp(run.result["chance_loss"])
 
 
@@ -174,9 +178,19 @@ def _loss(run: Run) -> float:
 # At w_a. A run whose loss is not finite has the accuracy of guessing one of the classes, and no median of losses that
 # more than half of the runs do not have.
 ACCURACY = Measure(
-    "held-out accuracy %", _accuracy, "Held-out accuracy at w_a, %, median (range):", more_is_better=True
+    "held-out accuracy %",
+    _accuracy,
+    "Held-out accuracy at w_a, %, median (range):",
+    more_is_better=True,
+    learnt=lambda run: _accuracy(run) - _guessing(run),
 )
-LOSS = Measure("held-out loss", _loss, "Held-out loss at w_a, median (range):", more_is_better=False)
+LOSS = Measure(
+    "held-out loss",
+    _loss,
+    "Held-out loss at w_a, median (range):",
+    more_is_better=False,
+    learnt=lambda run: run.result["chance_loss"] - _loss(run),
+)
 
 
 def results_table(outcomes: Outcomes, measure: Measure) -> str:
@@ -191,25 +205,38 @@ def results_table(outcomes: Outcomes, measure: Measure) -> str:
     return table.markdown(["network", *headings, "alpha", *(method.label for method in outcomes.methods)], lines)
 
 
-def limits_table(outcomes: Outcomes, harder_upwards: bool = True) -> str:
-    """A line for each network: each method's last rung at which no run collapsed, nor on any easier one.
+LIMITS = (
+    "The last {rung} at which, and {easier}, no run collapsed, nor came less than half as far from guessing as the "
+    "network's best run:"
+)
 
+
+def limits_table(outcomes: Outcomes, measure: Measure, harder_upwards: bool = True) -> str:
+    """A line for each network: each method's last rung at which no run failed, nor on any easier one.
+
+    A run failed if it collapsed, or learnt less than half as much as the best run of that network by any method.
     harder_upwards: as rates are; warm-ups are harder the shorter they are.
     """
     lines = []
     for net in outcomes.nets:
-        limits = [_limit(outcomes.of(net, method), harder_upwards) for method in outcomes.methods]
+        best = max((measure.learnt(run) for runs in outcomes.of(net).values() for run in runs), default=0.0)
+        failed = partial(_failed, measure=measure, least=best / 2)
+        limits = [_limit(outcomes.of(net, method), harder_upwards, failed) for method in outcomes.methods]
         lines.append([net.label, *limits])
     return table.markdown(["network", *(method.label for method in outcomes.methods)], lines)
 
 
-def _limit(cells: dict[Cell, list[Run]], harder_upwards: bool) -> str:
+def _failed(run: Run, measure: Measure, least: float) -> bool:
+    return run.result["diverged"] or measure.learnt(run) < least
+
+
+def _limit(cells: dict[Cell, list[Run]], harder_upwards: bool, failed: Callable[[Run], bool]) -> str:
     stable = None
     for cell in sorted(cells, key=lambda cell: cell.x, reverse=not harder_upwards):
         rung, runs = cell.row[-1][1], cells[cell]
         if not runs:
             return "-" if stable is None else stable
-        if any(run.result["diverged"] for run in runs):
+        if any(map(failed, runs)):
             return f"none (not {rung})" if stable is None else f"{stable} (not {rung})"
         stable = rung
     return "-" if stable is None else f"{stable}, the last tried"
@@ -259,14 +286,14 @@ def limits_and_figure(
         measure.heading,
         results_table(outcomes, measure),
         limits,
-        limits_table(outcomes, harder_upwards),
+        limits_table(outcomes, measure, harder_upwards),
         f"![{caption}]({name}.png)",
     ]
 
 
 def over_rates(measure: Measure, caption: str) -> Callable[[Outcomes, Path, str], list[str]]:
     """Tables and figure of a ladder of rates."""
-    limits = "The largest rate at which, and below which, no run collapsed:"
+    limits = LIMITS.format(rung="rate", easier="below which")
     xlabel = "peak learning rate, in base rates"
     return partial(limits_and_figure, measure=measure, caption=caption, xlabel=xlabel, limits=limits)
 

@@ -72,7 +72,7 @@ _table = partial(
     measure=LOSS,
     caption="held-out loss over warm-up",
     xlabel="warm-up, steps",
-    limits="The shortest warm-up at which, and at all longer ones, no run collapsed:",
+    limits=ladder.LIMITS.format(rung="warm-up", easier="at all longer ones"),
     harder_upwards=False,
 )
 
