@@ -131,7 +131,7 @@ def loaded(whats, kinds=ALGORITHMS, seeds=(0, 1, 2)):
         for what in whats:
             found = [point for run in of_seed for point in points_of(what, run, 1 + seed)]
             stale = [point | {"checkpoint": "old", "loss": 99.0, "top": [99.0]} for point in found]  # of runs before
-            measured.append(Points(what, {}, [*found, *stale]))
+            measured.append(Points(what, {"samples": 2000}, [*found, *stale]))
     return [*runs, *measured]
 
 

@@ -60,11 +60,9 @@ class Eigenvalues(OfEachRun):
 
     def table(self, measured: Sequence[Point]) -> str:
         """And all of the largest."""
-        rows = []
-        for run in self.landscape.runs:
-            for rank, value in enumerate(self.of(run, measured)[0]["top"], 1):
-                rows.append([run.label, str(rank), number(value)])
-        return super().table(measured) + "\n\n" + markdown(["run", "rank", "eigenvalue"], rows)
+        top = {run.label: self.of(run, measured)[0]["top"] for run in self.landscape.runs}
+        rows = [[label, ", ".join(map(number, values))] for label, values in top.items()]
+        return super().table(measured) + "\n\n" + markdown(["run", "largest eigenvalues"], rows)
 
 
 class Density(OfEachRun):

@@ -85,7 +85,7 @@ def figure_2(runs: Sequence[Run], lr: float) -> Figure:
 
 
 # Metrics, as `diagnostics.dynamics` has them: the table's name, and how the figure draws them.
-NOISE = {
+NOISE: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("Delta_DP", {"color": "#009E73", "linestyle": "-", "label": r"$\Delta_{DP}$"}),
     "noise_ssgd": ("Delta_S", {"color": "#D55E00", "linestyle": "--", "label": r"$\Delta_S$"}),
     "noise_2": ("Delta(2)", {"color": "#0072B2", "linestyle": "-.", "label": r"$\Delta^{(2)}$"}),
