@@ -207,12 +207,12 @@ def _hessian(_scale: Scale, loaded: Sequence[Run | Points], folder: Path, name: 
             f"{seen.samples('eigenvalues', 'density', 'curvature')}",
             seen.table(
                 ("eigenvalues", Eigenvalues, ("largest eigenvalue", "smallest", "abs(min/max)", "trace")),
-                ("density", Density, ("% above 0.01 of it",)),
+                ("density", Density, ("% above 0.01 of largest",)),
             ),
             f"![the largest eigenvalues]({name}-eigenvalues.png)",
             f"![density of the eigenvalues]({name}-density.png)",
-            "|lambda_min / lambda_max| on the plane of the contours around each solution, and over all of its points; "
-            "the figure is of the first seed:",
+            "The ratio |lambda_min / lambda_max| on the plane of the contours around each solution, over all of its "
+            "points; the figure is of the first seed:",
             seen.table(("curvature", Curvature, ("least abs(min/max)", "median abs(min/max)", "largest abs(min/max)"))),
             f"![|lambda_min / lambda_max| around the solutions]({name}-map.png)",
             PAPER_HESSIAN,

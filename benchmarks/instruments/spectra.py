@@ -97,7 +97,12 @@ class Density(OfEachRun):
         near = NEAR_0 * largest
         borders = (-np.inf, -near), (-near, near), (near, np.inf)
         below, within, above = (100 * _mass(found, *each) if found else float("nan") for each in borders)
-        return {"largest": largest, "% below -0.01 of it": below, "% between": within, "% above 0.01 of it": above}
+        return {
+            "largest": largest,
+            "% below -0.01 of largest": below,
+            "% between": within,
+            "% above 0.01 of largest": above,
+        }
 
 
 def probes(points: Sequence[Point]) -> list[tuple[np.ndarray, np.ndarray]]:
