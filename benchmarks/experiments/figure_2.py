@@ -38,7 +38,7 @@ def job(kind: str, seed: int) -> Job:
     All keep checkpoints, which cost little here, for what is measured along training and at its end.
     """
     instruments = {"ssgd": ("--diagnostics",), "dpsgd": ("--diagnostics",)}
-    instruments["dpsgd-hessian"] = ("--diagnostics", "--set", "diagnostics_hessian=true")
+    instruments["dpsgd-hessian"] = ("--diagnostics", "--set", "diagnostics_hessian=true", "--diagnostics-every", "25")
     algo: tuple[str, ...] = ("--algo", "ssgd")
     if kind.startswith("dpsgd"):
         algo = ("--algo", "dpsgd", "--topology", "complete")

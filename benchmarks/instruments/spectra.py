@@ -60,11 +60,9 @@ class Eigenvalues(OfEachRun):
 
     def table(self, measured: Sequence[Point]) -> str:
         """And all of the largest."""
-        rows = []
-        for run in self.landscape.runs:
-            for rank, value in enumerate(self.of(run, measured)[0]["top"], 1):
-                rows.append([run.label, str(rank), number(value)])
-        return super().table(measured) + "\n\n" + markdown(["run", "rank", "eigenvalue"], rows)
+        top = {run.label: self.of(run, measured)[0]["top"] for run in self.landscape.runs}
+        rows = [[label, ", ".join(map(number, values))] for label, values in top.items()]
+        return super().table(measured) + "\n\n" + markdown(["run", "largest eigenvalues"], rows)
 
 
 class Density(OfEachRun):
@@ -99,7 +97,12 @@ class Density(OfEachRun):
         near = NEAR_0 * largest
         borders = (-np.inf, -near), (-near, near), (near, np.inf)
         below, within, above = (100 * _mass(found, *each) if found else float("nan") for each in borders)
-        return {"largest": largest, "% below -0.01 of it": below, "% between": within, "% above 0.01 of it": above}
+        return {
+            "largest": largest,
+            "% below -0.01 of largest": below,
+            "% between": within,
+            "% above 0.01 of largest": above,
+        }
 
 
 def probes(points: Sequence[Point]) -> list[tuple[np.ndarray, np.ndarray]]:

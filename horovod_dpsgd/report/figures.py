@@ -160,7 +160,8 @@ def progression(runs: Sequence[Run], lr: float) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     draw(left, [run for run in runs if run.result["algo"] in ("dpsgd", "ssgd")], "effective_lr")
     left.axhline(lr, color="gray", linewidth=0.8, linestyle=":", label=r"peak $\alpha$")
-    left.set(xlabel="step", ylabel=r"$\alpha_e$", title="(a) effective learning rate", ylim=(0, 2 * lr))
+    left.set(xlabel="step", ylabel=r"$\alpha_e$", title="(a) effective learning rate")
+    left.set_ylim(max(-lr, min(0.0, left.get_ylim()[0])), 2 * lr)  # it may be negative for a while
     left.legend(fontsize="small")
     _draw_noise(right, runs)
     right.set_title(f"(b) {right.get_title()}")

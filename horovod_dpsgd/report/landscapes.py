@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Point = Mapping[str, Any]
 Names = Mapping[str, tuple[str, str]]
 LEVELS = 24
+LEAST_DENSITY = 1e-7  # that is shown
 
 
 def contours(panels: Mapping[str, Sequence[Point]], places: Mapping[str, tuple[float, float]] | None = None) -> Figure:
@@ -48,15 +49,17 @@ def contours(panels: Mapping[str, Sequence[Point]], places: Mapping[str, tuple[f
 
 
 def curvature(panels: Mapping[str, Sequence[Point]]) -> Figure:
-    """|lambda_min / lambda_max| on a plane, all on one scale from 0 to 1."""
+    """|lambda_min / lambda_max| on a plane, all on one scale from 0 to the largest, or to 1."""
     figure, grid = _panels(len(panels))
+    shares = [p["negative_share"] for points in panels.values() for p in points if np.isfinite(p["negative_share"])]
+    top = min(1.0, max(shares, default=1.0))
     for axes, (title, points) in zip(grid, panels.items(), strict=True):
         x, y, share = surface(points, "negative_share")
-        drawn = axes.pcolormesh(x, y, share, cmap="viridis", vmin=0, vmax=1, shading="nearest")
+        drawn = axes.pcolormesh(x, y, share, cmap="viridis", vmin=0, vmax=top, shading="nearest")
         axes.set(title=title, xlabel="x", ylabel="y")
         axes.locator_params(nbins=5)
         axes.plot(0, 0, "+", color="white", markersize=9)
-    figure.colorbar(drawn, ax=grid, label=r"$|\lambda_{min} / \lambda_{max}|$", extend="max")
+    figure.colorbar(drawn, ax=grid, label=r"$|\lambda_{min} / \lambda_{max}|$", extend="max" if top == 1 else "neither")
     return figure
 
 
@@ -96,11 +99,14 @@ def densities(probes: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], nam
         return figure
     low, high = min(v.min() for v in nodes), max(v.max() for v in nodes)
     at = np.linspace(low - 0.05 * (high - low), high + 0.05 * (high - low), 1500)
+    peak = LEAST_DENSITY
     for run, some in probes.items():
         if some:
             label, algo = names[run]
-            axes.plot(at, hessian.density(some, at, 0.01 * max(abs(low), abs(high))), label=label, **_style(algo))
-    axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", yscale="log", ylim=(1e-7, None))
+            density = hessian.density(some, at, 0.01 * max(abs(low), abs(high)))
+            peak = max(peak, density.max())
+            axes.plot(at, density, label=label, **_style(algo))
+    axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", yscale="log", ylim=(LEAST_DENSITY, 5 * peak))
     _legend(axes, "small")
     return figure
 
