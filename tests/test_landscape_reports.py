@@ -16,7 +16,7 @@ from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report.runs import NEEDED, Run
 
 RUNS = [figure_2.job(kind, 0) for kind in ("ssgd", "dpsgd")]
-CONTOUR = of_landscape("contour", 0, tuple(RUNS), 2)
+CONTOUR = of_landscape("mnist", "contour", 0, tuple(RUNS), 2)
 JOBS = [*RUNS, CONTOUR]
 
 
@@ -50,11 +50,11 @@ def started(monkeypatch):
 def test_measurements_come_after_their_runs_and_are_kept(started, tmp_path):
     place = launch.Place(tmp_path / "runs", "start", keep=tmp_path / "kept")
     loaded = launch.run_all(JOBS, place)
-    assert started == ["ssgd-seed0", "dpsgd-seed0", "contour-seed0"]
+    assert started == ["ssgd-seed0", "dpsgd-seed0", "mnist-contour-seed0"]
     assert [type(each) for each in loaded] == [Run, Run, Points]
     kept = {str(file.relative_to(place.keep)) for file in place.keep.glob("*/*")}
     files = {f"{job.name}/{file}" for job in RUNS for file in ("metrics.jsonl", "result.json")}
-    assert kept == files | {"contour-seed0/contour.jsonl"}
+    assert kept == files | {"mnist-contour-seed0/contour.jsonl"}
 
 
 def test_what_is_kept_is_enough_and_what_is_missing_needs_checkpoints_again(started, tmp_path):
@@ -64,18 +64,18 @@ def test_what_is_kept_is_enough_and_what_is_missing_needs_checkpoints_again(star
     elsewhere = launch.Place(tmp_path / "other", "start", keep=kept)
     launch.run_all(JOBS, elsewhere)
     assert started == []
-    (kept / "contour-seed0/contour.jsonl").unlink()
+    (kept / "mnist-contour-seed0/contour.jsonl").unlink()
     launch.run_all(JOBS, elsewhere)  # the runs' results are kept, their checkpoints are not
-    assert started == ["ssgd-seed0", "dpsgd-seed0", "contour-seed0"]
+    assert started == ["ssgd-seed0", "dpsgd-seed0", "mnist-contour-seed0"]
 
 
 def test_points_that_are_not_all_there_are_gone_on_with(started, tmp_path):
     place = launch.Place(tmp_path, "start")
     launch.run_all(JOBS, place)
-    (tmp_path / "contour-seed0/contour.svg").unlink()  # as if it had been interrupted
+    (tmp_path / "mnist-contour-seed0/contour.svg").unlink()  # as if it had been interrupted
     started.clear()
     launch.run_all(JOBS, place)
-    assert started == ["contour-seed0"]
+    assert started == ["mnist-contour-seed0"]
 
 
 def test_points_are_read_back_with_their_setup(tmp_path):

@@ -1,5 +1,6 @@
 """Tables and figures from run folders made up here, with numbers known beforehand."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -77,6 +78,22 @@ def test_figure_2_takes_the_noise_with_the_lowest_median_error(tmp_path):
     assert "SSGD* (std 0.01)" not in first_table
     assert "SSGD* (std 0.01)" in whole_grid
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"figure-2.png", "figure-2.svg"}
+
+
+def test_figure_4_tells_noise_early_and_late(tmp_path):
+    lines = [
+        {"step": step, "noise": noise, "noise_ssgd": 0.5, "noise_2": noise / 2}
+        for step, noise in ((1, 3.0), (101, 4.0), (701, 1.0), (901, 2.0))
+    ]
+    loaded = [
+        dataclasses.replace(write_run(tmp_path / f"d{seed}", seed=seed), metrics=lines[seed:]) for seed in range(2)
+    ]
+    rows = [line for line in figure_2.report_of_noise("cpu", loaded, tmp_path).splitlines() if "Delta" in line][:3]
+    assert [cell.strip() for cell in rows[0].strip("| ").split("|")] == [
+        "Delta_DP", "3.75000 (3.50000 - 4.00000)", "1.50000 (1.50000 - 1.50000)"
+    ]  # fmt: skip
+    assert rows[2].split()[1:4] == ["Delta(2)", "|", "1.87500"]
+    assert (tmp_path / "figure-4.png").stat().st_size > 5000
 
 
 def test_the_median_curve_matches_numpy_where_runs_end_early(tmp_path):

@@ -47,7 +47,7 @@ class Scene:
     options: Mapping[str, tuple[str, ...]]
 
     def measurement(self, what: str, scale: Scale, seed: int, runs: tuple[Job, ...]) -> Measurement:
-        return of_landscape(what, seed, runs, LEARNERS[scale], *self.options[what])
+        return of_landscape(self.name.lower(), what, seed, runs, LEARNERS[scale], *self.options[what])
 
 
 def _mnist(*kinds: str) -> Callable[[Scale, int], tuple[Job, ...]]:
@@ -57,7 +57,7 @@ def _mnist(*kinds: str) -> Callable[[Scale, int], tuple[Job, ...]]:
 CIFAR10_RATE = 8  # base rates: both algorithms train, at CPU scale by Table 3
 # Checkpoints along training, and instruments, which are costly where every learner's deviation goes through H.
 WATCH: dict[Scale, tuple[str, ...]] = {
-    "cpu": ("--checkpoint-every", "19", "--diagnostics-every", "19", "--diagnostics-samples", "1000"),
+    "cpu": ("--checkpoint-every", "18", "--diagnostics-every", "18", "--diagnostics-samples", "1000"),
     "paper": ("--checkpoint-every", "240", "--diagnostics-every", "60", "--diagnostics-samples", "4096"),
 }
 EQUATION_5 = ("--set", "diagnostics_hessian=true")

@@ -49,8 +49,8 @@ class Measurement(Job):
         return points.load(folder / self.files[-1])
 
 
-def of_landscape(what: str, seed: int, runs: tuple[Job, ...], learners: int, *options: str) -> Measurement:
-    """A kind of picture of `benchmarks/landscape.py`."""
-    name = f"{what}-seed{seed}"
+def of_landscape(scene: str, what: str, seed: int, runs: tuple[Job, ...], learners: int, *options: str) -> Measurement:
+    """A kind of picture of `benchmarks/landscape.py`; scene: what it is of, in its name."""
+    name = f"{scene}-{what}-seed{seed}"
     arguments = ("--what", what, *options)
     return Measurement(name, "benchmarks/landscape.py", learners, arguments, f"{what}.jsonl", f"{what}.svg", runs)
