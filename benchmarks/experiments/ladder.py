@@ -253,7 +253,7 @@ def figure(outcomes: Outcomes, measure: Measure, xlabel: str) -> Figure:
         axes.set_xticks(list(rungs), list(rungs.values()), minor=False)
         axes.set(xlabel=xlabel, ylabel=measure.name, title=net.label)
         if measure.more_is_better:
-            axes.set_ylim(0)
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     panels[0].legend(fontsize="small")
     return drawing
 
