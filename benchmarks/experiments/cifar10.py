@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from benchmarks.experiments import cv, ladder
 from benchmarks.experiments.experiment import Scale
-from benchmarks.experiments.ladder import ACCURACY, DPSGD, SSGD, Cell, Net
+from benchmarks.experiments.ladder import ACCURACY, Cell, Net
 
 # The model, and its width at CPU scale. Not confirmed: which version of EfficientNet-B0 the paper used, and that
 # SENet-18 is the tenth.
@@ -41,13 +41,7 @@ def _narrow(label: str, model: str, width: float) -> Net:
 
 
 def cifar10(scale: Scale) -> list[Cell]:
-    base = BASE_BATCH[scale]
-    return [
-        cv.cell(scale, net, batch, batch / base, method)
-        for net in nets(scale)
-        for batch in BATCHES[scale]
-        for method in (SSGD, DPSGD)
-    ]
+    return cv.by_batch(scale, nets(scale), BATCHES[scale], BASE_BATCH[scale])
 
 
 PAPER = (

@@ -68,10 +68,13 @@ def cell(scale: Scale, net: Net, batch: int, rate: float, method: Method) -> Cel
 # ---- which cells an experiment has ----
 
 
+def by_batch(scale: Scale, nets: Sequence[Net], batches: Sequence[int], base: int) -> list[Cell]:
+    """Linear scaling: the rate grows with the batch, from that of the batch `base`."""
+    return [cell(scale, net, b, b / base, method) for net in nets for b in batches for method in (SSGD, DPSGD)]
+
+
 def _by_batch(scale: Scale, nets: Sequence[Net]) -> list[Cell]:
-    """Linear scaling: the rate grows with the batch."""
-    base = 32 if scale == "cpu" else 256
-    return [cell(scale, net, b, b / base, method) for net in nets for b in BATCHES[scale] for method in (SSGD, DPSGD)]
+    return by_batch(scale, nets, BATCHES[scale], 32 if scale == "cpu" else 256)
 
 
 def _by_rate(scale: Scale, nets: Sequence[Net], batch: int, scales: Sequence[float] = SCALES) -> list[Cell]:

@@ -239,7 +239,8 @@ def by_condition(compared: Comparison, metric: str, name: str, over: str | None 
     logged = [each for each in compared.settings if len(median_curve(each.runs, metric)[0])]
     drawn = [each for each in logged if median_curve(each.runs, metric)[1].any()]
     conditions = list(dict.fromkeys(setting.condition for setting in drawn))
-    figure, grid = _grid(len(conditions), share="task" in compared.common)
+    share = "task" in compared.common
+    figure, grid = _grid(len(conditions), one=(5.0, 3.4), each=(3.1, 2.3), around=(0.6, 0.7), share=share)
     for axes, condition in zip(grid, conditions, strict=True):
         here = [setting for setting in drawn if setting.condition == condition]
         for setting in here:
@@ -262,17 +263,6 @@ _ALPHA = r"rate $\alpha$"
 def _spans_decades(values: np.ndarray) -> bool:
     finite = values[np.isfinite(values)]
     return bool(len(finite) and finite.min() > 0 and finite.max() > 10 * finite.min())
-
-
-def _grid(number: int, share: bool) -> tuple[Figure, list[Axes]]:
-    """So many axes, in rows of up to four; on one y axis if they share it."""
-    columns = min(4, number)
-    rows = math.ceil(number / columns)
-    size = (5.0, 3.4) if number == 1 else (0.6 + 3.1 * columns, 0.7 + 2.3 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=share)
-    for unused in axes.flat[number:]:
-        unused.set_visible(False)
-    return figure, list(axes.flat[:number])
 
 
 def _legend_above(figure: Figure, grid: Iterable[Axes]) -> None:
@@ -307,12 +297,25 @@ def accuracy_by_learner(compared: Comparison) -> Figure:
 
 def panels(number: int) -> tuple[Figure, list[Axes]]:
     """So many axes side by side, in rows of at most `COLUMNS`."""
+    return _grid(number, one=(6.5, 4.5), each=(5.5, 4.5))
+
+
+Inches = tuple[float, float]  # width and height
+
+
+def _grid(
+    number: int, one: Inches, each: Inches, around: Inches = (0.0, 0.0), share: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """So many axes, in rows of at most `COLUMNS`, on one y axis if they share it.
+
+    one: the figure's size where there is a single one; each: what every other takes; around: what all of them do.
+    """
     columns = min(number, COLUMNS)
-    rows = -(-number // columns)
-    size = (6.5, 4.5) if number == 1 else (5.5 * columns, 4.5 * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axes in grid.flat[number:]:
-        axes.set_visible(False)
+    rows = math.ceil(number / columns)
+    size = one if number == 1 else (around[0] + each[0] * columns, around[1] + each[1] * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=share)
+    for unused in grid.flat[number:]:
+        unused.set_visible(False)
     return figure, list(grid.flat[:number])
 
 

@@ -110,10 +110,12 @@ class Sampler:
     def indices(self, part: Part) -> Tensor:
         """The numbers of the samples, [batch / parts]."""
         epoch, step = divmod(part.step, self.steps)
-        places = torch.arange(self.local) + part.part * self.local  # in the global batch
+        first = part.part * self.local  # place in the global batch
         if self.order == "sequential":
+            places = torch.arange(first, first + self.local)
             return (epoch * self.steps * self.batch + places * self.steps + step) % self.samples
         if epoch != self._epoch:
             permutation = torch.randperm(self.samples, generator=generator("data", self.seed, epoch))
             self._permutation, self._epoch = permutation, epoch
-        return self._permutation[places + step * self.batch]
+        first += step * self.batch
+        return self._permutation[first : first + self.local]
