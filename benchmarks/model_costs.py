@@ -24,8 +24,8 @@ import torch
 from benchmarks import tasks
 from benchmarks.comm import arguments
 from benchmarks.comm.loops import Timed, train_bare
-from benchmarks.comm.output import duration, machine
-from horovod_dpsgd import learners
+from benchmarks.comm.output import duration
+from horovod_dpsgd import learners, machine
 from horovod_dpsgd.diagnostics.points import Point, Points, load, measure_all
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import table
@@ -97,7 +97,12 @@ def main() -> None:
     learners.use_threads(us)
     nets = {net.label: net for net in NETS if given.only is None or net.label in given.only}
     device = torch.cuda.get_device_name() if given.device == "cuda" else "cpu"
-    setup = {"machine": machine(), "device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    setup = {
+        "machine": machine.in_words(),
+        "device": device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
     def measure(point: Point) -> Point:
         return _costs(nets[point["network"]].load(given.scale, given.device))
