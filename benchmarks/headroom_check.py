@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def check(name: str, data_dir: str, folder: Path, seeds: int) -> list[list[str]]
     place = Place(folder / f"{name}-full", shlex.join(launcher), data, together=seeds)
     rows = []
     for algo in ALGORITHMS:
-        full = {rung: run_all(_full_runs(case, probe, algo, rung), place) for rung in limits}
+        full = {rung: run_all(_full_runs(case, probe, algo, rung), place).runs for rung in limits}
         for rung, runs in full.items():
             said = _said(probe.found[algo], rung)
             stable = sum(is_stable(run, rung, full) for run in runs)
@@ -80,7 +81,7 @@ def _said(b: Boundary, rung: int) -> str:
     return "fails" if b.fails is not None and rung >= b.fails else "seeds disagree"
 
 
-def _outcome(said: str, stable: int, runs: list[Run]) -> list[str]:
+def _outcome(said: str, stable: int, runs: Sequence[Run]) -> list[str]:
     wanted = {"stable": len(runs), "fails": 0}.get(said)
     verdict = "-" if wanted is None else "hit" if stable == wanted else "miss"
     return [f"{stable} of {len(runs)}", table.median_and_range([run.error_percent for run in runs]), verdict]

@@ -19,6 +19,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -40,7 +41,6 @@ from benchmarks.experiments import (  # noqa: E402
 )
 from benchmarks.experiments.experiment import Elsewhere, Experiment  # noqa: E402
 from horovod_dpsgd import launching  # noqa: E402
-from horovod_dpsgd.diagnostics.points import Points  # noqa: E402
 from horovod_dpsgd.report.runs import Run  # noqa: E402
 
 EXPERIMENTS: dict[str, Experiment | Elsewhere] = listing.in_order(
@@ -104,7 +104,7 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
         launch.print_all(jobs, place)
         return
     loaded = launch.those_there(jobs, place) if arguments.report_only else launch.run_all(jobs, place)
-    if not loaded:
+    if not (loaded.runs or loaded.measured):
         sys.exit(f"reproduce.py: error: no run of {name} has a result in {arguments.keep or place.folder}")
     output = arguments.results or (place.folder if arguments.demo else REPOSITORY / "results" / results)
     output.mkdir(parents=True, exist_ok=True)
@@ -112,9 +112,9 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
     print(f"\n{text}\n\nWritten to {output}")
     if arguments.demo:
         print("This is one seed, and seeds differ much: results/README.md has the medians and ranges of five.")
-    (output / f"{name}.md").write_text(f"{text}\n\n{_provenance(loaded)}\n")
-    if trained := [each for each in loaded if isinstance(each, Run)]:
-        (output / f"{name}.csv").write_text(experiment.csv(arguments.scale, trained))
+    (output / f"{name}.md").write_text(f"{text}\n\n{_provenance(loaded.runs)}\n")
+    if loaded.runs:
+        (output / f"{name}.csv").write_text(experiment.csv(arguments.scale, loaded.runs))
 
 
 def _place(folder: str, arguments: argparse.Namespace) -> launch.Place:
@@ -149,9 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _provenance(loaded: list[Run | Points]) -> str:
+def _provenance(runs: Sequence[Run]) -> str:
     """The command, the code and the versions that made the runs, if there are any."""
-    runs = [each for each in loaded if isinstance(each, Run)]
     command = f"Command: `{shlex.join(['python', 'benchmarks/reproduce.py', *sys.argv[1:]])}`"
     if not runs:
         return command

@@ -207,7 +207,7 @@ def test_reports_are_made_of_whatever_runs_there_are(kind, name, tmp_path):
     of = {"figure-9": "table-1", "figure-10": "table-2"}.get(name, name)  # whose runs they show
     cells = getattr(LADDERS[kind], of.replace("-", "_"))("cpu")
     loaded = [write_run(tmp_path, cell, seed, 30.0 + seed) for cell in cells for seed in (0, 1)]
-    text = LADDERS[kind].EXPERIMENTS[name].report("cpu", loaded, tmp_path)
+    text = LADDERS[kind].EXPERIMENTS[name].report("cpu", launch.Loaded(loaded), tmp_path)
     drawn = re.findall(r"!\[.*\]\((.*)\)", text)
     assert drawn and all((tmp_path / file).stat().st_size > 5000 for file in drawn)
     assert ("69.50 (69.00 - 70.00)" if kind in ("cv", "cifar10") else "1.00 (1.00 - 1.00)") in text
@@ -360,8 +360,8 @@ def test_several_runs_in_one_launch_are_those_of_launches_of_their_own(tmp_path)
         launch.Job(algo, "benchmarks/cv/train.py", 2, ("--algo", algo, *common)) for algo in ("ssgd", "dpsgd", "adpsgd")
     ]
     launcher = " ".join(launching.mpirun("{np}"))
-    together = launch.run_all(jobs, launch.Place(tmp_path / "together", launcher, together=3))
-    alone = launch.run_all(jobs[1:2], launch.Place(tmp_path / "alone", launcher))
+    together = launch.run_all(jobs, launch.Place(tmp_path / "together", launcher, together=3)).runs
+    alone = launch.run_all(jobs[1:2], launch.Place(tmp_path / "alone", launcher)).runs
     assert [run.result["algo"] for run in together] == ["ssgd", "dpsgd", "adpsgd"]
     assert together[1].result["heldout"] == alone[0].result["heldout"]
     np.testing.assert_array_equal(together[1].curve("train_loss"), alone[0].curve("train_loss"))

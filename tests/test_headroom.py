@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import headroom_check
+from benchmarks.experiments.launch import Loaded
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.headroom import probe as probes
 from horovod_dpsgd.headroom import verdict
@@ -137,7 +138,7 @@ def test_full_runs_that_end_otherwise_are_misses(monkeypatch, tmp_path):
 
     def full(jobs, _place):
         lost = [job.name.startswith("dpsgd-lr2-seed1") or "-lr4-" in job.name for job in jobs]
-        return [run([2.0, 1.0, 1.0, 1.0, 2.3 if bad else 1.0]) for bad in lost]
+        return Loaded([run([2.0, 1.0, 1.0, 1.0, 2.3 if bad else 1.0]) for bad in lost])
 
     monkeypatch.setattr(headroom_check, "look", lambda _request: probe)
     monkeypatch.setattr(headroom_check, "run_all", full)

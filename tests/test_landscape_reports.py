@@ -51,7 +51,7 @@ def test_measurements_come_after_their_runs_and_are_kept(started, tmp_path):
     place = launch.Place(tmp_path / "runs", "start", keep=tmp_path / "kept")
     loaded = launch.run_all(JOBS, place)
     assert started == ["ssgd-seed0", "dpsgd-seed0", "mnist-contour-seed0"]
-    assert [type(each) for each in loaded] == [Run, Run, Points]
+    assert [type(each) for each in (*loaded.runs, *loaded.measured)] == [Run, Run, Points]
     kept = {str(file.relative_to(place.keep)) for file in place.keep.glob("*/*")}
     files = {f"{job.name}/{file}" for job in RUNS for file in ("metrics.jsonl", "result.json")}
     assert kept == files | {"mnist-contour-seed0/contour.jsonl"}
@@ -132,7 +132,7 @@ def loaded(whats, kinds=ALGORITHMS, seeds=(0, 1, 2)):
             found = [point for run in of_seed for point in points_of(what, run, 1 + seed)]
             stale = [point | {"checkpoint": "old", "loss": 99.0, "top": [99.0]} for point in found]  # of runs before
             measured.append(Points(what, {"samples": 2000}, [*found, *stale]))
-    return [*runs, *measured]
+    return launch.Loaded(runs, measured)
 
 
 def report(name, seen, folder):

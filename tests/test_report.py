@@ -72,7 +72,7 @@ def test_figure_2_takes_the_noise_with_the_lowest_median_error(tmp_path):
         loaded += [
             write_run(tmp_path / f"n{std}-{seed}", "ssgd-star", seed, error, std) for seed, error in enumerate(errors)
         ]
-    text = figure_2.report("cpu", loaded, tmp_path / "out")
+    text = figure_2.report("cpu", launch.Loaded(loaded), tmp_path / "out")
     first_table, whole_grid = text.split("SSGD*, the whole grid of noise:")
     assert "SSGD* (std 0.05)" in first_table
     assert "SSGD* (std 0.01)" not in first_table
@@ -88,7 +88,8 @@ def test_figure_4_tells_noise_early_and_late(tmp_path):
     loaded = [
         dataclasses.replace(write_run(tmp_path / f"d{seed}", seed=seed), metrics=lines[seed:]) for seed in range(2)
     ]
-    rows = [line for line in figure_2.report_of_noise("cpu", loaded, tmp_path).splitlines() if "Delta" in line][:3]
+    text = figure_2.report_of_noise("cpu", launch.Loaded(loaded), tmp_path)
+    rows = [line for line in text.splitlines() if "Delta" in line][:3]
     assert [cell.strip() for cell in rows[0].strip("| ").split("|")] == [
         "Delta_DP", "3.75000 (3.50000 - 4.00000)", "1.50000 (1.50000 - 1.50000)"
     ]  # fmt: skip
@@ -143,7 +144,7 @@ def test_jobs_with_a_result_are_not_run_again_and_interrupted_ones_are_resumed(t
         write_run(tmp_path / folder)
     place = launch.Place(tmp_path / "runs", "start {np} times", ("--device", "cuda"), tmp_path / "keep")
     loaded = launch.run_all(jobs, place)
-    assert [run.folder.name for run in loaded] == ["done", "kept", "new"]
+    assert [run.folder.name for run in loaded.runs] == ["done", "kept", "new"]
     assert [name_of(command) for command in started] == ["new"]
     assert started[0][:3] == ["start", "5", "times"]
     assert started[0][-6:-2] == ["--device", "cuda", "--output", str(tmp_path / "runs/new")]

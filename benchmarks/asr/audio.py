@@ -125,7 +125,7 @@ def make_piece(path: Path, utterances: list[Spoken], aligner: Aligner, settings:
         piece.speakers.append(spoken.speaker)
         piece.lengths.append(len(its_frames))
         piece.inputs.append(digest.hexdigest())
-    piece.frames, piece.states, piece.silence = map(np.concatenate, (frames, states, silence))
+    piece.frames, piece.states, piece.silence = (np.concatenate(part) for part in (frames, states, silence))
     piece.save(path)
 
 

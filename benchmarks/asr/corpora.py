@@ -38,15 +38,14 @@ def find(train: Path, heldout: Path | None, fraction: float | None) -> dict[str,
     """
     if not heldout and not fraction and (train / "validation_list.txt").is_file():
         return speech_commands(train)
-    if bool(heldout) == bool(fraction):
-        raise DataError("one of --heldout DIR and --heldout-fraction F is needed")
-    everyone = read(train)
-    if heldout:
-        parts = {"train": everyone, "heldout": read(heldout)}
-    else:
+    if heldout and not fraction:
+        parts = {"train": read(train), "heldout": read(heldout)}
+    elif fraction and not heldout:
         parts = {"train": [], "heldout": []}
-        for spoken in everyone:
+        for spoken in read(train):
             parts["heldout" if zlib.crc32(spoken.speaker.encode()) < fraction * 2**32 else "train"].append(spoken)
+    else:
+        raise DataError("one of --heldout DIR and --heldout-fraction F is needed")
     for name, part in parts.items():
         if not part:
             raise DataError(f"the {name} part of {train} has no utterances: it has too few speakers for that fraction")

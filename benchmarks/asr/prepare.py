@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,7 +60,12 @@ def parser() -> Parser:
     return p
 
 
-def _source(sources, name: str, work, help_line: str) -> argparse.ArgumentParser:
+def _source(
+    sources: argparse._SubParsersAction[Parser],
+    name: str,
+    work: Callable[[argparse.Namespace], Manifest],
+    help_line: str,
+) -> Parser:
     p = sources.add_parser(name, help=help_line, description=help_line, allow_abbrev=False)
     p.set_defaults(work=work)
     p.add_argument("--train", type=Path, required=True, metavar="DIR")

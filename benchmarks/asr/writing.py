@@ -35,7 +35,7 @@ class PartWriter:
         self.folder, self.dimension = folder, dimension
         self.frame_type = np.dtype(frame_type).newbyteorder("<")
         self.frames_a_shard = shard_bytes // (dimension * self.frame_type.itemsize)
-        self.counts = np.zeros(0, np.int64)
+        self.counts: np.ndarray = np.zeros(0, np.int64)
         self.skipped: list[tuple[str, str]] = []
         self._reasons: Counter[str] = Counter()
         self._utterances: list[tuple[str, str]] = []

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from benchmarks.comm import models
 from horovod_dpsgd.gossip.exchange import UNCOMPRESSED
@@ -19,6 +19,7 @@ from horovod_dpsgd.learners import Learners, environment_rank
 from horovod_dpsgd.topology import TOPOLOGIES, Matching
 
 BFLOAT16 = "bfloat16"
+Number = TypeVar("Number", int, float)
 
 
 class Parser(argparse.ArgumentParser):
@@ -147,12 +148,13 @@ def names(known: Iterable[str], separator: str = ",") -> Callable[[str], list[st
     return some
 
 
-def _number(text: str, kind: Callable[[str], float], least: float):
+def _number(text: str, kind: Callable[[str], Number], least: float) -> Number:
+    words = "a whole number" if kind is int else "a number"
+    wrong = argparse.ArgumentTypeError(f"{text!r} is not {words} of {least} or more")
     try:
         number = kind(text)
     except ValueError:
-        number = math.nan
+        raise wrong from None
     if not least <= number < math.inf:
-        words = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {words} of {least} or more")
+        raise wrong
     return number

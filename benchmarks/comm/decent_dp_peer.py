@@ -55,6 +55,9 @@ class DecentSteps:
             under_way.wait()
 
 
+Steps = LocalSteps | AlgorithmSteps | DecentSteps
+
+
 def main() -> None:
     parser = arguments.parser(__doc__)
     count = arguments.count
@@ -84,7 +87,7 @@ def main() -> None:
 
 def _compare(workload: Workload, steps: int, stopwatch: measure.Stopwatch, output: Output) -> list[list[str]]:
     local, dpsgd = LocalSteps(workload), AlgorithmSteps("dpsgd", workload, stopwatch.learners)
-    kinds = {"local": local, "DPSGD": dpsgd, PEER: DecentSteps(workload)}
+    kinds: dict[str, Steps] = {"local": local, "DPSGD": dpsgd, PEER: DecentSteps(workload)}
     times = stopwatch.compare({name: partial(_steps, kind, steps) for name, kind in kinds.items()})
     times = {name: measure.Times(found.each / steps) for name, found in times.items()}
     dpsgd.close()
@@ -98,10 +101,10 @@ def _compare(workload: Workload, steps: int, stopwatch: measure.Stopwatch, outpu
     return rows
 
 
-def _steps(kind, count: int) -> None:
+def _steps(kind: Steps, count: int) -> None:
     for _ in range(count):
         kind()
-    if hasattr(kind, "finish"):
+    if isinstance(kind, DecentSteps):
         kind.finish()
 
 

@@ -92,7 +92,7 @@ def _compare(
 def _ways(make: MakeOptimizer) -> dict[str, MakeOptimizer]:
     """The optimizer of each way; torch's own have a fused=True, others have not."""
     ways = {DEFAULT: make, BLOCKS: make}
-    return ways if make.func is LAMB else {DEFAULT: make, FUSED: partial(make, fused=True), BLOCKS: make}
+    return ways if make is OPTIMIZERS["LAMB"] else {DEFAULT: make, FUSED: partial(make, fused=True), BLOCKS: make}
 
 
 # In one process
@@ -102,7 +102,7 @@ def _one_process(model: str, make: MakeOptimizer) -> dict[str, measure.Contender
     like = FlatParameters(models.make(model, 1, 32, 0).make_model())
     own, other, mixed = (measure.random_like_weights(like.numel, seed) for seed in range(3))
     gradients = [torch.randn_like(p).mul_(1e-3) for p in like.parameters]
-    ways = {}
+    ways: dict[str, measure.Contender] = {}
     for way, make_one in _ways(make).items():
         weights = nn.ParameterList(torch.empty_like(p) for p in like.parameters)
         flat = FlatParameters(weights)

@@ -98,8 +98,7 @@ class SharedFloor(Method):
         self.window.Free()
 
     def _slots_of(self, local_rank: int) -> tuple[torch.Tensor, ...]:
-        memory = np.frombuffer(self.window.Shared_query(local_rank)[0], np.float32)
-        return torch.from_numpy(memory).chunk(2)
+        return torch.frombuffer(self.window.Shared_query(local_rank)[0], dtype=torch.float32).chunk(2)
 
 
 class Gossip(Method):
@@ -150,8 +149,7 @@ class NaiveGet(Method):
 
         super().__init__(learners, buffers, polite)
         self.window = MPI.Win.Allocate(buffers.own.nbytes, 1, comm=learners.world)
-        memory = np.frombuffer(self.window.tomemory(), np.float32)
-        self.published = torch.from_numpy(memory).copy_(buffers.own)
+        self.published = torch.frombuffer(self.window.tomemory(), dtype=torch.float32).copy_(buffers.own)
         self.shared, self.exclusive = MPI.LOCK_SHARED, MPI.LOCK_EXCLUSIVE
 
     def __call__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -88,7 +89,7 @@ def make(name: str, batch_size: int, image_size: int, seed: int) -> Workload:
     return Workload(name, images, torch.randint(0, 1000, (batch_size,), generator=numbers), "img")
 
 
-def _maker(name: str):
+def _maker(name: str) -> Callable[[], nn.Module]:
     if name == LANGUAGE_MODEL:
         return LanguageModel
     if name.startswith("weights-only:"):

@@ -38,7 +38,6 @@ ORIGIN, TARGET = 0, 1
 OFFERED = 48  # messages: more than come in a measurement
 Done = Callable[[], bool]
 MATRIX = 256  # rows: three of them fit in the second-level cache
-SLOW_DOWNS = ("slow_down_speed", "slow_down_speed_serving")
 HEADER = ("progress by", "message", "MB/s", "CPU idle", "CPU serving", "slow-down idle", "slow-down serving")
 
 
@@ -206,24 +205,22 @@ def _report(found: dict[str, list[dict[str, float]]], nbytes: int, output: Outpu
     alone = medians.get(Driver.name)
     rows = []
     for name, values in medians.items():
-        for key in ("speed", "speed_serving"):
-            values[f"slow_down_{key}"] = alone[key] / values[key] if alone else None
-        output.row(progress=name, bytes=nbytes, turns=len(found[name]), **values, each=found[name])
-        rows.append([name, *_cells(values)])
+        slower = {f"slow_down_{key}": alone[key] / values[key] if alone else None for key in ("speed", "speed_serving")}
+        output.row(progress=name, bytes=nbytes, turns=len(found[name]), **values, **slower, each=found[name])
+        rows.append([name, *_cells(values), *("-" if each is None else f"{each:.2f}" for each in slower.values())])
     output.table(HEADER, rows)
 
 
-def _medians(turns: list[dict[str, float]]) -> dict[str, float | None]:
+def _medians(turns: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.median([turn[key] for turn in turns])) for key in turns[0]}
 
 
-def _cells(values: dict) -> list[str]:
+def _cells(values: dict[str, float]) -> list[str]:
     return [
         duration(values["read_seconds"]),
         f"{values['bytes_per_second'] / 1e6:.0f}",
         f"{100 * values['idle']:.1f} %",
         f"{100 * values['serving']:.0f} %",
-        *("-" if values[key] is None else f"{values[key]:.2f}" for key in SLOW_DOWNS),
     ]
 
 

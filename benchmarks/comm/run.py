@@ -32,7 +32,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.comm import arguments, plots, summary, tables
-from benchmarks.comm.jobs import REPOSITORY, Job, all_jobs, is_mpich, jobs_between, load
+from benchmarks.comm.jobs import Job, all_jobs, is_mpich, jobs_between, load
+from benchmarks.experiments.launch import REPOSITORY
 from benchmarks.two_hosts.netns import why_not
 
 PEERS = ("decent-dp", "loguru")  # what pip is asked for by --install-peers

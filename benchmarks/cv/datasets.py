@@ -155,11 +155,13 @@ def find_fashion_mnist(data_dir: Path | None, may_fetch: bool) -> Found:
     parts = {}
     for part in ("train", "t10k"):
         names = [f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"]
-        paths = [next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None) for name in names]
-        if None in paths:
-            missing = names[paths.index(None)]
+        images, labels = (
+            next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None) for name in names
+        )
+        if images is None or labels is None:
+            missing = names[0] if images is None else names[1]
             raise DataError(f"--data-dir {data_dir} does not hold Fashion-MNIST: no {missing}; {FASHION_HELP}")
-        parts[part] = IdxFiles(*paths)
+        parts[part] = IdxFiles(images, labels)
     return Found("Fashion-MNIST", parts["train"], parts["t10k"])
 
 

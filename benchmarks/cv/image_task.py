@@ -70,6 +70,9 @@ class ImageTask(Task):
     Where there are many classes, the top-5 error is reported too.
     """
 
+    train: Images
+    heldout: Images
+
     def __init__(self, recipe: Recipe, may_fetch: bool = True) -> None:
         self.recipe, self.options = recipe, DataOptions.of(recipe)
         data_set = DATA_SETS[recipe.task]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class MnistTask(Task):
     classes = 10
 
     def __init__(self, recipe: Recipe, may_fetch: bool = True) -> None:
-        known = {"hidden": [50, 50], "activation": "relu", "standardize": False, "init_scale": 1.0}
+        known: dict[str, Any] = {"hidden": [50, 50], "activation": "relu", "standardize": False, "init_scale": 1.0}
         unknown = set(recipe.model_options) - set(known)
         if recipe.model != "mlp" or unknown:
             raise RecipeError(f"task mnist has the model mlp with model_options {', '.join(known)}")

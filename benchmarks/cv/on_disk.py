@@ -58,7 +58,8 @@ class OnDiskImages(Images):
     def __init__(self, folders: ClassFolders, size: int, workers: int, pin: bool = False) -> None:
         self.labels = folders.labels
         self.decoder, self.workers, self.pin = Decoder(folders, size), workers, pin
-        self._idle: list[DataLoader] = []  # kept, as their workers then stay from one evaluation to the next
+        # kept, as their workers then stay from one evaluation to the next
+        self._idle: list[tuple[DataLoader, _Requests]] = []
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """As `Images.batches`. Raises DataError for an image that cannot be decoded, with its path, and RuntimeError
@@ -66,25 +67,26 @@ class OnDiskImages(Images):
         if not self.workers:
             yield from map(_checked, map(self.decoder.__getitem__, requests))
             return
-        loader = self._idle.pop() if self._idle else self._make_loader()
-        loader.sampler.given = requests
+        loader, sampler = self._idle.pop() if self._idle else self._make_loader()
+        sampler.given = requests
         try:
             with sparing_children():
                 batches = iter(loader)
             yield from map(_checked, batches)
         except (OSError, EOFError) as error:  # the loader's own RuntimeError comes when no batch of that worker is due
             raise RuntimeError(f"a DataLoader worker exited unexpectedly while it sent a batch ({error})") from error
-        self._idle.append(loader)
+        self._idle.append((loader, sampler))
 
-    def _make_loader(self) -> DataLoader:
+    def _make_loader(self) -> tuple[DataLoader, _Requests]:
         # Not by fork, which would copy a process whose MPI and whose threads are at work; and not by spawn, which would
         # load PyTorch once for every worker: a server, itself started afresh, loads it once and forks them.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch.utils.data", "torchvision.transforms.v2"])
-        return DataLoader(
+        sampler = _Requests()
+        loader: DataLoader = DataLoader(
             self.decoder,
             batch_size=None,  # a request is a whole batch
-            sampler=_Requests(),
+            sampler=sampler,
             collate_fn=_as_it_is,
             num_workers=self.workers,
             multiprocessing_context=context,
@@ -92,6 +94,7 @@ class OnDiskImages(Images):
             pin_memory=self.pin,
             generator=torch.Generator(),  # or it would draw from the learner's stream at every start
         )
+        return loader, sampler
 
 
 class _Requests:
@@ -103,7 +106,7 @@ class _Requests:
         return iter(self.given)
 
 
-def _as_it_is(batch: Batch | DataError) -> Batch | DataError:
+def _as_it_is(batch: object) -> object:
     return batch
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.experiments.launch import Job
-from horovod_dpsgd.diagnostics.points import Points
+from benchmarks.experiments.launch import Job, Loaded
 from horovod_dpsgd.report import table
 from horovod_dpsgd.report.runs import Run
 
@@ -36,7 +35,7 @@ class Experiment:
     what: str
     cost: str
     jobs: Callable[[Scale, Sequence[int]], list[Job]]
-    report: Callable[[Scale, Sequence[Run | Points], Path], str]
+    report: Callable[[Scale, Loaded, Path], str]
     runs: str
     needs_data: bool = False  # --data-dir, where the recipe's data set cannot be fetched
     demo: Callable[[], list[Job]] | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.experiments import dead_units
 from benchmarks.experiments.experiment import Experiment, Line, Scale
-from benchmarks.experiments.launch import Job
+from benchmarks.experiments.launch import Job, Loaded
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import Run, by_settings
 
@@ -37,7 +37,7 @@ def job(kind: str, seed: int) -> Job:
 
     All keep checkpoints, which cost little here, for what is measured along training and at its end.
     """
-    instruments = {"ssgd": ("--diagnostics",), "dpsgd": ("--diagnostics",)}
+    instruments: dict[str, tuple[str, ...]] = {"ssgd": ("--diagnostics",), "dpsgd": ("--diagnostics",)}
     instruments["dpsgd-hessian"] = ("--diagnostics", "--set", "diagnostics_hessian=true", "--diagnostics-every", "25")
     algo: tuple[str, ...] = ("--algo", "ssgd")
     if kind.startswith("dpsgd"):
@@ -49,13 +49,13 @@ def job(kind: str, seed: int) -> Job:
     return Job(f"{kind}-seed{seed}", "benchmarks/cv/train.py", LEARNERS, arguments)
 
 
-def report(_scale: Scale, runs: Sequence[Run], folder: Path) -> str:
+def report(_scale: Scale, loaded: Loaded, folder: Path) -> str:
     """Write the figures below `folder`; return the tables as Markdown."""
-    groups = by_settings(runs)
+    groups = by_settings(loaded.runs)
     noisy = [group for group in groups if group[0].result["algo"] == "ssgd-star"]
     best = min(noisy, key=_median_error)
     shown = [run for group in groups if group not in noisy or group is best for run in group]
-    lr = runs[0].result["lr"]
+    lr = loaded.runs[0].result["lr"]
     figures.save(figures.figure_2(shown, lr), folder / "figure-2")
     columns = {
         "paper %": lambda group: PAPER[group[0].result["algo"]],
@@ -73,8 +73,9 @@ def _median_error(group: Sequence[Run]) -> float:
     return float(np.median(np.nan_to_num([run.error_percent for run in group], nan=100.0)))
 
 
-def report_of_noise(_scale: Scale, runs: Sequence[Run], folder: Path) -> str:
+def report_of_noise(_scale: Scale, loaded: Loaded, folder: Path) -> str:
     """Figure 4, and its numbers early, while alpha_e is reduced (Section 2.2), and late."""
+    runs = loaded.runs
     figures.save(figures.noise_strength(runs), folder / "figure-4")
     rows = []
     for metric in ("noise", "noise_ssgd", "noise_2"):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.experiments.experiment import Experiment, Line, Scale
-from benchmarks.experiments.launch import Job
+from benchmarks.experiments.launch import Job, Loaded
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import Run
 
@@ -348,7 +348,7 @@ def paper_lines(text: str, measure: Measure, columns: str = "network", **common:
         cells = dict(zip(rows[0], row, strict=True))
         place = {name: cells.pop(heading).partition(" ")[0] for heading, name in PLACE.items() if heading in cells}
         place |= common
-        lines += [{columns: of} | place | measure.of_paper(float(value)) for of, value in cells.items() if value]
+        lines += [{columns: of, **place, **measure.of_paper(float(value))} for of, value in cells.items() if value]
     return lines
 
 
@@ -366,8 +366,8 @@ def experiment(
     """The experiment `name`, of `cells`: `parts` makes figures and paragraphs of their runs; `paper` is the last, of
     which `numbers` makes lines of a CSV."""
 
-    def report(scale: Scale, runs: Sequence[Run], output: Path) -> str:
-        return "\n\n".join([*parts(Outcomes(cells(scale), runs), output, name), paper])
+    def report(scale: Scale, loaded: Loaded, output: Path) -> str:
+        return "\n\n".join([*parts(Outcomes(cells(scale), loaded.runs), output, name), paper])
 
     def about(scale: Scale, run: Run) -> Line:
         name = run.folder.name.rpartition("-seed")[0]

@@ -18,12 +18,12 @@ import numpy as np
 
 from benchmarks.experiments import cv, figure_2, ladder
 from benchmarks.experiments.experiment import Experiment, Scale
-from benchmarks.experiments.launch import Job
+from benchmarks.experiments.launch import Job, Loaded
 from benchmarks.experiments.measurement import Measurement, of_landscape
 from benchmarks.instruments.picture import OfEachRun
 from benchmarks.instruments.spectra import Density, Eigenvalues, probes
 from benchmarks.instruments.surfaces import Contour, Curvature
-from horovod_dpsgd.diagnostics.points import Point, Points
+from horovod_dpsgd.diagnostics.points import Point
 from horovod_dpsgd.report import figures, landscapes, table
 from horovod_dpsgd.report.runs import Run, by_settings
 
@@ -118,9 +118,8 @@ def _jobs(scene: Scene, pictures: Sequence[str], along: bool) -> Callable[[Scale
 class Seen:
     """Runs, and what was measured of them."""
 
-    def __init__(self, loaded: Sequence[Run | Points]) -> None:
-        self.runs = [each for each in loaded if isinstance(each, Run)]
-        self._measured = [each for each in loaded if isinstance(each, Points)]
+    def __init__(self, loaded: Loaded) -> None:
+        self.runs, self._measured = loaded.runs, loaded.measured
 
     def groups(self) -> Iterator[tuple[str, list[Run]]]:
         """The runs of each algorithm, with its name."""
@@ -174,7 +173,7 @@ def spread(values: Sequence[float]) -> str:
     return middle if len(values) == 1 else f"{middle} ({min(finite):.3g} - {max(finite):.3g})"
 
 
-def _landscape(_scale: Scale, loaded: Sequence[Run | Points], folder: Path, name: str) -> str:
+def _landscape(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
     seen = Seen(loaded)
     panels = {run.label: seen.of(run, "contour") for run in seen.first_of_each}
     figures.save(landscapes.contours(panels), folder / name)
@@ -191,7 +190,7 @@ def _landscape(_scale: Scale, loaded: Sequence[Run | Points], folder: Path, name
     )
 
 
-def _hessian(_scale: Scale, loaded: Sequence[Run | Points], folder: Path, name: str) -> str:
+def _hessian(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
     seen = Seen(loaded)
     top = {run.folder.name: seen.of(run, "eigenvalues")[0]["top"] for run in seen.runs}
     figures.save(landscapes.eigenvalues(top, seen.labels(seen.runs)), folder / f"{name}-eigenvalues")
@@ -220,7 +219,7 @@ def _hessian(_scale: Scale, loaded: Sequence[Run | Points], folder: Path, name: 
     )
 
 
-def _progression(_scale: Scale, loaded: Sequence[Run | Points], folder: Path, name: str) -> str:
+def _progression(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
     seen = Seen(loaded)
     figures.save(figures.progression(seen.runs, seen.runs[0].result["lr"]), folder / name)
     points = {run.folder.name: seen.of(run, "smoothing") for run in seen.runs}
@@ -266,7 +265,7 @@ PAPER_PROGRESSION = (
     "the smoothing is strong at first and becomes weaker as training progresses."
 )
 
-Report = Callable[[Scale, Sequence[Run | Points], Path, str], str]
+Report = Callable[[str, Scale, Loaded, Path], str]  # of the name that its files begin with
 
 
 def _experiments(scene: Scene, suffix: str, costs: Sequence[str]) -> dict[str, Experiment]:
@@ -282,7 +281,7 @@ def _experiments(scene: Scene, suffix: str, costs: Sequence[str]) -> dict[str, E
             f"{scene.name}: {words}",
             cost,
             _jobs(scene, pictures, along),
-            partial(report, name=name),
+            partial(report, name),
             scene.runs,
             needs_data=scene.needs_data,
             results=RESULTS,

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,14 @@ class Place:
 
     def start(self, learners: int) -> list[str]:
         return [*(word.replace("{np}", str(learners)) for word in shlex.split(self.launcher)), sys.executable]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What jobs have come to: training runs, and what was measured of them or beside them."""
+
+    runs: Sequence[Run]
+    measured: Sequence[Points] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def print_all(jobs: list[Job], place: Place) -> None:
         print(shlex.join([*place.start(job.learners), str(REPOSITORY / job.script), *job.words(place)]))
 
 
-def run_all(jobs: list[Job], place: Place) -> list[Run | Points]:
+def run_all(jobs: list[Job], place: Place) -> Loaded:
     """Run what has no result yet, and runs whose checkpoints are wanted for that and missing; return what all have come
     to. Ends the program if one fails."""
     missing = [job for job in jobs if job.found(place) is None]
@@ -99,14 +108,20 @@ def run_all(jobs: list[Job], place: Place) -> list[Run | Points]:
             _run(group[at : at + place.together], script, learners, place)
     for job in jobs:
         _keep(job, place)
-    return [job.load(job.found(place) or place.folder / job.name) for job in jobs]
+    return _load((job, job.found(place) or place.folder / job.name) for job in jobs)
 
 
-def those_there(jobs: list[Job], place: Place) -> list[Run | Points]:
+def those_there(jobs: list[Job], place: Place) -> Loaded:
     """What those jobs have come to that have a result; run nothing."""
     found = [(job, folder) for job in jobs if (folder := job.found(place)) is not None]
     print(f"{len(jobs)} runs, of which {len(found)} have a result", flush=True)
-    return [job.load(folder) for job, folder in found]
+    return _load(found)
+
+
+def _load(found: Iterable[tuple[Job, Path]]) -> Loaded:
+    loaded = [job.load(folder) for job, folder in found]
+    runs = [each for each in loaded if isinstance(each, Run)]
+    return Loaded(runs, [each for each in loaded if isinstance(each, Points)])
 
 
 def _run(jobs: list[Job], script: str, learners: int, place: Place) -> None:

@@ -35,9 +35,10 @@ EXPLAINED = (
 
 def _place(name: str) -> tuple[int, int, str]:
     kind, _, number = name.partition("-")
-    if kind not in KINDS or not number[:1].isdigit():
+    digits = re.match(r"\d+", number)
+    if kind not in KINDS or digits is None:
         return len(KINDS), 0, ""
-    return KINDS.index(kind), int(re.match(r"\d+", number)[0]), number
+    return KINDS.index(kind), int(digits[0]), number
 
 
 def _runs(experiment: Experiment | Elsewhere) -> str:

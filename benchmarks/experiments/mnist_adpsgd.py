@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.experiments.experiment import Experiment, Line, Scale
-from benchmarks.experiments.launch import Job
+from benchmarks.experiments.launch import Job, Loaded
 from horovod_dpsgd.report import table
 from horovod_dpsgd.report.runs import Run
 
@@ -33,11 +33,11 @@ def _job(kind: str, seed: int) -> Job:
     return Job(f"{_folder(kind)}-seed{seed}", "benchmarks/cv/train.py", LEARNERS, (*common, *KINDS[kind]))
 
 
-def report(_scale: Scale, runs: Sequence[Run], folder: Path) -> str:
+def report(_scale: Scale, loaded: Loaded, folder: Path) -> str:
     """The table: a row for each kind."""
     rows = []
     for kind in KINDS:
-        group = [run for run in runs if run.folder.name.startswith(f"{_folder(kind)}-seed")]
+        group = [run for run in loaded.runs if run.folder.name.startswith(f"{_folder(kind)}-seed")]
         results = [run.result for run in group]
         rows.append(
             [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.experiments import dead_units
 from benchmarks.experiments.experiment import Experiment, Line, Scale
-from benchmarks.experiments.launch import Job
+from benchmarks.experiments.launch import Job, Loaded
 from horovod_dpsgd.report import table
 from horovod_dpsgd.report.runs import Run
 
@@ -36,12 +36,14 @@ def _job(variant: str, algorithm: str, seed: int) -> Job:
     return Job(name, "benchmarks/cv/train.py", LEARNERS, arguments)
 
 
-def report(_scale: Scale, runs: Sequence[Run], folder: Path) -> str:
+def report(_scale: Scale, loaded: Loaded, folder: Path) -> str:
     """The table: a row for each variant and algorithm."""
     rows = []
     for variant in VARIANTS:
         for algorithm in ALGORITHMS:
-            group = [run for run in runs if run.folder.name.startswith(f"{_file_name(variant)}-{algorithm}-seed")]
+            group = [
+                run for run in loaded.runs if run.folder.name.startswith(f"{_file_name(variant)}-{algorithm}-seed")
+            ]
             errors = [run.error_percent for run in group]
             worst = [float(max(run.curve("train_loss_max")[1][-30:])) for run in group]
             rows.append(

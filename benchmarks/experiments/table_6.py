@@ -7,9 +7,8 @@ from pathlib import Path
 
 from benchmarks import model_costs
 from benchmarks.experiments.experiment import Experiment, Scale
-from benchmarks.experiments.launch import Job
+from benchmarks.experiments.launch import Job, Loaded
 from benchmarks.experiments.measurement import Measurement
-from horovod_dpsgd.diagnostics.points import Points
 
 DEVICES: dict[Scale, str] = {"cpu": "cpu", "paper": "cuda"}
 
@@ -20,8 +19,8 @@ def jobs(scale: Scale, _seeds: Sequence[int]) -> list[Job]:
     return [Measurement("costs", "benchmarks/model_costs.py", 1, arguments, model_costs.POINTS, model_costs.REPORT)]
 
 
-def report(_scale: Scale, loaded: Sequence[Points], _folder: Path) -> str:
-    (measured,) = loaded
+def report(_scale: Scale, loaded: Loaded, _folder: Path) -> str:
+    (measured,) = loaded.measured
     return f"{model_costs.report(measured)}\n\nThe paper's numbers are in an appendix that could not be read."
 
 

@@ -79,7 +79,7 @@ class Curvature(Contour):
     @staticmethod
     def numbers(points: Sequence[Point]) -> dict[str, float]:
         shares = np.array([point["negative_share"] for point in points])
-        kinds = {"least": np.min, "median": np.median, "largest": np.max}
+        kinds: dict[str, Callable[[np.ndarray], float]] = {"least": np.min, "median": np.median, "largest": np.max}
         return {f"{name} abs(min/max)": _of_finite(kind, shares) for name, kind in kinds.items()}
 
 

@@ -86,8 +86,8 @@ def _soak(learners: int, minutes: float) -> str:
     for algo, topology in SOAKED:
         with tempfile.TemporaryDirectory() as scratch:
             output = Path(scratch) / "soak.json"
-            words = ["--algo", algo, "--topology", topology, "--minutes", str(minutes), "--output", str(output)]
-            command = [*mpirun(learners), sys.executable, str(REPOSITORY / SOAK), *words]
+            given = ["--algo", algo, "--topology", topology, "--minutes", str(minutes), "--output", str(output)]
+            command = [*mpirun(learners), sys.executable, str(REPOSITORY / SOAK), *given]
             status = subprocess.run(command, env=environment(), check=False).returncode
             if not output.exists():
                 sys.exit(f"soaking {algo} failed with status {status}")

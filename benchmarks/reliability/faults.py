@@ -198,4 +198,4 @@ def _sessions(scratch: Path) -> list[str]:
 
 def _intact(run: Path) -> int | None:
     manifest = checkpoint.newest(run / "checkpoints", lambda line: None)
-    return manifest and manifest.step
+    return manifest.step if manifest else None

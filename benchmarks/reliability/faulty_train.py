@@ -79,9 +79,9 @@ FAULTS = [*IN_FORWARD, "kill-exchange", "kill-checkpoint", "worker", "model", "n
 class FaultyTask(MnistTask):
     def make_model(self) -> torch.nn.Module:
         model = super().make_model()
-        return (
-            torch.nn.Sequential(*model, torch.nn.ReLU(), torch.nn.Linear(10, 10)) if kind == "model" and mine else model
-        )
+        if kind == "model" and mine:
+            return torch.nn.Sequential(*model.children(), torch.nn.ReLU(), torch.nn.Linear(10, 10))
+        return model
 
     def train_batches(self, indices: Iterable[Tensor]) -> Iterator[Batch]:
         def counted() -> Iterator[Tensor]:

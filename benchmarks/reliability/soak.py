@@ -59,8 +59,9 @@ def main() -> int:
     delays = np.random.default_rng((0, us.rank))
     inputs, targets = torch.randn(32, 256), torch.randint(0, 10, (32,))
     start = time.monotonic()
-    end, samples, steps = start + 60 * given.minutes, [], 0
-    shared = []
+    end, steps = start + 60 * given.minutes, 0
+    samples: list[int] = []
+    shared: list[int] = []
     while True:
         algorithm.begin_step()
         optimizer.zero_grad()

@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import time
+from typing import cast
 
 import numpy as np
 from mpi4py import MPI
@@ -28,7 +29,7 @@ def main() -> None:
     given = p.parse_args()
     world = MPI.COMM_WORLD.Dup()
     fatal_at = random.Random(os.environ.get("PMIX_NAMESPACE")).randrange(20, STEPS)
-    window = exchange = None
+    window = None
     step = 0
     while step < STEPS:
         try:
@@ -46,7 +47,7 @@ def main() -> None:
             step += 1
         except MPI.Exception as error:
             world.Revoke()
-            world = world.Shrink()
+            world = cast(MPI.Intracomm, world.Shrink())
             assert world.size == MPI.COMM_WORLD.size - 1, "more than one is gone"
             if world.rank == 0:
                 print(f"step {step}: {error}; {world.size} are left", flush=True)
@@ -59,10 +60,10 @@ def main() -> None:
         os._exit(0)
 
 
-def open_window(world: MPI.Intracomm) -> tuple[MPI.Win, np.ndarray]:
+def open_window(world: MPI.Intracomm) -> tuple[MPI.Win, memoryview]:
     window = MPI.Win.Allocate_shared(4096, 1, comm=world)
     window.Lock_all()
-    return window, np.frombuffer(window.tomemory(), np.int64)
+    return window, window.tomemory().cast("q")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -247,7 +248,9 @@ def _parser() -> Parser:
     return parser
 
 
-def _command(commands, name: str, run, words: str) -> argparse.ArgumentParser:
+def _command(
+    commands: argparse._SubParsersAction[Parser], name: str, run: Callable[[argparse.Namespace], None], words: str
+) -> Parser:
     p = commands.add_parser(name, help=words, description=words)
     p.set_defaults(run=run)
     p.add_argument("--output", type=Path, default=Path("runs/runtime/results"), metavar="DIR", help="%(default)s")

@@ -92,7 +92,7 @@ def simulated_spread(topology: Topology, steps: int = 200, coordinates: int = 64
     """
     rng = np.random.default_rng(seed)
     n = topology.size
-    weights = np.zeros((n, coordinates))
+    weights: np.ndarray = np.zeros((n, coordinates))
     seen = []
     for step in range(steps):
         rows = [topology.row(step, rank) for rank in range(n)]

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.comm.jobs import REPOSITORY, mpirun_here, mpirun_on_two_hosts
+from benchmarks.comm.jobs import mpirun_here, mpirun_on_two_hosts
 from benchmarks.comm.output import duration
+from benchmarks.experiments.launch import REPOSITORY
 from benchmarks.two_hosts.netns import why_not
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.launching import environment

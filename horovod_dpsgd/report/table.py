@@ -13,7 +13,7 @@ from horovod_dpsgd.report.runs import Run, by_settings
 HEADER = ("algorithm", "learners", "batch", "lr", "runs", "diverged", "held-out error %", "held-out loss")
 
 
-def comparison(runs: Iterable[Run], extra: dict[str, Callable[[Sequence[Run]], str]] | None = None) -> str:
+def comparison(runs: Iterable[Run], extra: Mapping[str, Callable[[Sequence[Run]], str]] | None = None) -> str:
     """One row for all runs of the same settings. `extra` adds columns: a heading, and the cell for a row's runs."""
     extra = extra or {}
     rows = [[*_cells(group), *(cell(group) for cell in extra.values())] for group in by_settings(runs)]

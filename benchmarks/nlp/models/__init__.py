@@ -81,7 +81,8 @@ def find(name: str, vocabulary: int, positions: int, options: dict[str, Any], ma
 def layer_norm_gains(model: nn.Module) -> list[Tensor]:
     """Also of the relatives of LayerNorm, as RMSNorm, that libraries define for themselves."""
     norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm")]
-    return [m.weight for m in norms if isinstance(getattr(m, "weight", None), Tensor)]
+    weights = (getattr(m, "weight", None) for m in norms)
+    return [weight for weight in weights if isinstance(weight, Tensor)]
 
 
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:

@@ -51,13 +51,14 @@ class Transformer(nn.Module):
         self.tokens = nn.Embedding(vocabulary, shape.width)
         self.positions = nn.Embedding(positions, shape.width)
         self.dropout = nn.Dropout(shape.dropout)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        layers = [Layer(shape) for _ in range(shape.layers)]
+        self.layers = nn.ModuleList(layers)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=shape.init_std)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        for layer in self.layers:
+        for layer in layers:
             layer.attention.reset_inputs()
 
     def forward(self, tokens: Tensor) -> Tensor:
