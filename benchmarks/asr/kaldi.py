@@ -181,8 +181,8 @@ class KaldiPart:
         if different := [stream for stream, frames in streams.items() if frames.shape[1] != dimensions[stream]]:
             raise LeaveOut(f"another dimension in {different[0]}")
         frames = np.concatenate(list(streams.values()), 1)
-        inputs = hashlib.sha256(frames.astype("<f4").tobytes())
-        inputs.update(states.astype("<i4").tobytes())
+        inputs = hashlib.sha256(np.ascontiguousarray(frames, "<f4").data)
+        inputs.update(np.ascontiguousarray(states, "<i4").data)
         return Utterance(name, self.speakers[name], frames, states, inputs.digest())
 
     def _alignments(self) -> Iterator[tuple[str, np.ndarray]]:
