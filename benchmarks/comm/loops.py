@@ -40,12 +40,14 @@ def add_options(parser: arguments.Parser, batch_size: int, steps: int, of: str =
     parser.add_argument(
         "--steps", type=arguments.count, default=steps, help="of a turn that are timed (default: %(default)s)"
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
 
 
 def changes(given: argparse.Namespace) -> dict[str, Any]:
     """What a recipe needs for a turn: made-up data, and nothing written but log lines."""
     return {
         "synthetic": True,
+        "device": given.device,
         "batch_size": given.batch_size,
         "max_steps": given.steps + UNTIMED,
         "checkpoint_every": 0,

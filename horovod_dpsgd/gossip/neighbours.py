@@ -17,6 +17,7 @@ from torch import Tensor
 
 from horovod_dpsgd.gossip.progress import Pending
 from horovod_dpsgd.gossip.slots import BlockUpdate, SlotExchange, mix_into
+from horovod_dpsgd.gossip.staging import staging
 from horovod_dpsgd.gossip.window import COUNTERS, Window
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters
@@ -53,7 +54,9 @@ class NeighbourExchange(SlotExchange):
     """The exchange with partners of this and of other nodes.
 
     staged: the model's weights are kept outside the window and copied into it when published; so it has to be for
-    weights on a GPU. Otherwise the weights live in the window, and nothing is copied to be published.
+    weights on a GPU. Otherwise the weights live in the window, and nothing is copied to be published. From a GPU the
+    copy is started by `publish`, and others hear of it when this learner next looks: in `begin` if its partner is on
+    another node, else in `mix`, when the host has queued all the rest of the step.
 
     compressed: what is published is rounded to bfloat16: half the bytes on the wire, one more pass over memory. With
     c(w) the rounded weights, w_s,j = w_j + sum_k T_t[j,k] (c(w_k) - c(w_j)): both sides of a pair know both rounded
@@ -76,6 +79,9 @@ class NeighbourExchange(SlotExchange):
         )
         self._inboxes: list[Tensor] = []  # landing places, for as many as ever came at once
         self._inbox: dict[int, Tensor] = {}  # which of them is this step's of which learner
+        self._staging = staging(parameters.device)
+        if parameters.device.type == "cuda":
+            self.window.pin()
         slots = self.window.areas
         if self.staged:
             slots = [slot.to(parameters.device, parameters.dtype, copy=True) for slot in slots]
@@ -91,7 +97,8 @@ class NeighbourExchange(SlotExchange):
         for counter in range(COUNTERS):  # forget what was published and consumed; nobody looks now
             self.window.post(counter, 0)
         self.window.post(CONSUMED, step)
-        self._show(step)
+        self._copy_out()
+        self._show()
         self.learners.barrier("the start of the exchange")  # everyone has published
 
     def begin(self, step: int) -> None:
@@ -102,6 +109,8 @@ class NeighbourExchange(SlotExchange):
         self._coming, self._going = {}, {}
         if self._engine:
             away = self.learners.elsewhere(self.partners)
+            if away:
+                self._show()
             while len(self._inboxes) < len(away):
                 self._inboxes.append(torch.empty_like(self.window.areas[0]))
             self._inbox = dict(zip(away, self._inboxes, strict=False))
@@ -110,6 +119,7 @@ class NeighbourExchange(SlotExchange):
                 self._going[k] = self._engine.send(self.window.areas[self.slot], k, step)
 
     def mix(self, update: BlockUpdate | None = None) -> None:
+        self._show()
         super().mix(update)
         self.window.post(CONSUMED, self.step + 1)
         self._readers = self.partners
@@ -120,24 +130,31 @@ class NeighbourExchange(SlotExchange):
     def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[None]:
         own = self._slots[1 - self.slot]
         terms: dict[int, tuple[float, Tensor]] = {self.learners.rank: (self.row[self.learners.rank], own)}
-        for k in self.partners:
-            terms[k] = (self.row[k], self._weights_of(k))
+        areas = [self._weights_of(k) for k in self.partners]
+        if self.compressed:
+            areas.append(self.window.areas[1 - self.slot])
+        theirs = self._staging.copies_in(areas)
+        for k, weights in zip(self.partners, theirs, strict=False):
+            terms[k] = (self.row[k], weights)
         # Added up in the order of the ranks, so that learners with equal rows get equal bits.
         ordered = [terms[k] for k in sorted(terms)]
         if self.compressed:
-            rounded = self.window.areas[1 - self.slot].to(own.device)
-            ordered = [(1.0, own), (terms[self.learners.rank][0] - 1, rounded), *(terms[k] for k in self.partners)]
+            ordered = [(1.0, own), (terms[self.learners.rank][0] - 1, theirs[-1]), *(terms[k] for k in self.partners)]
         coefficients = [coefficient for coefficient, _ in ordered]
         parts = zip(*(term.split(sizes) for _, term in ordered), strict=True)
         for block, part in zip(blocks, parts, strict=True):
             mix_into(block, part, coefficients)
             yield
+        self._staging.used()
 
     def publish(self) -> None:
         super().publish()
-        self._show(self.step)
+        self._copy_out()
+        if self.weights.device.type == "cpu":
+            self._show()
 
     def settle(self) -> None:
+        self._show()
         self._wait_for_messages(self._coming, self._gone, self._going)
         self.learners.barrier("the end of the exchange")
 
@@ -150,16 +167,25 @@ class NeighbourExchange(SlotExchange):
     def _free(self) -> None:
         self.window.free()
 
-    def _show(self, version: int) -> None:
+    def _copy_out(self) -> None:
+        """Start to copy w(step) to where others find it, if it is not there anyway."""
         if self.staged:
-            self.window.areas[self.slot].copy_(self.weights)
-        self.window.post(version % 2, version << 1 | self.slot)
+            self._staging.copy_out(self.weights, self.window.areas[self.slot])
+        self._shown = False
+
+    def _show(self) -> None:
+        """Let others read w(step), unless they may already."""
+        if not self._shown:
+            self._staging.is_out()
+            self.window.post(self.step % 2, self.step << 1 | self.slot)
+            self._shown = True
 
     def _weights_of(self, k: int) -> Tensor:
+        """w_k(step) in this node's memory."""
         if not self.learners.shares_memory_with(k):
-            return self._inbox[k].to(self.weights.device)
+            return self._inbox[k]
         _, slot = self._counters(k).published[self.step % 2]
-        return self.window.area(k, slot).to(self.weights.device)
+        return self.window.area(k, slot)
 
     # Waiting, at the end of a step
 

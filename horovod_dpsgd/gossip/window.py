@@ -10,6 +10,7 @@ The memory comes from `MPI.Win.Allocate_shared`, and is used in place: no call c
 from __future__ import annotations
 
 import mmap
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -53,8 +54,21 @@ class Window:
             if learners.shares_memory_with(rank)
         }
         self._own = self._local[learners.rank]
+        self._pinned: list[int] = []
         self._own.counters[:] = 0
         self.areas = self._own.areas
+
+    def pin(self) -> None:
+        """Let the GPU's copies reach the memory of all learners of this node by themselves, at the bus's full speed.
+
+        Where that cannot be had copies go through memory of CUDA's own, and a warning says so.
+        """
+        for memory in self._local.values():
+            error = torch.cuda.cudart().cudaHostRegister(memory.address, memory.nbytes, 0)
+            if error != torch.cuda.cudart().cudaError.success:
+                warnings.warn(f"shared memory is not pinned, and copies to it are slow ({error})", stacklevel=2)
+                return
+            self._pinned.append(memory.address)
 
     # Counters: only the learner itself sets its own, if not under a lock.
 
@@ -101,6 +115,8 @@ class Window:
 
     def free(self) -> None:
         """Give the memory back, once everyone is done with it. Tensors on it must not be used after this."""
+        for address in self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(address)
         self._shared.Unlock_all()
         self._shared.Free()
 
@@ -132,6 +148,7 @@ class _Memory:
 
     def __init__(self, memory: MPI.buffer, sizes: Sequence[int], dtype: torch.dtype) -> None:
         raw = np.frombuffer(cast(memoryview, memory), np.uint8)
+        self.address, self.nbytes = raw.ctypes.data, raw.nbytes
         self.counters = raw[:HEADER_BYTES].view(np.int64)
         nbytes = [size * dtype.itemsize for size in sizes]
         weights = torch.from_numpy(raw[HEADER_BYTES:][: sum(nbytes)])  # MPI may give more, to the end of a page

@@ -40,7 +40,7 @@ parser.add_argument("numel", type=int)
 given = parser.parse_args()
 us = problems.start(given.nodes)
 net = nn.Module()
-net.weights = nn.Parameter(torch.full((given.numel,), float(3 * us.rank), dtype=torch.float64))
+net.weights = nn.Parameter(torch.full((given.numel,), float(3 * us.rank), dtype=torch.float64, device=problems.DEVICE))
 parameters = FlatParameters(net)
 graph = topology.create("matching", us.size, seed=11)
 pairs = PairAveraging(us, parameters)
@@ -60,11 +60,11 @@ for step in range(given.steps):
     assert (pairs.weights == pairs.weights[0]).all(), f"learner {us.rank}, step {step}: {pairs.weights.unique()}"
     if step == given.steps // 2:
         pairs.settle()
-        assert torch.equal(pairs.weights, pairs.shared), "nobody averages before all have settled"
+        assert torch.equal(pairs.weights.cpu(), pairs.shared), "nobody averages before all have settled"
         us.barrier()
 pairs.settle()
 assert (pairs.shared == pairs.shared[0]).all(), f"learner {us.rank}: {pairs.shared.unique()}"
-assert torch.equal(pairs.weights, pairs.shared)
+assert torch.equal(pairs.weights.cpu(), pairs.shared)
 total = sum(Fraction(x) for x in us.gather(pairs.shared[0].item()))
 assert total == sum(us.gather(added)), f"{total} for {sum(us.gather(added))}"
 averages = us.gather(pairs.averages)

@@ -9,12 +9,13 @@ from horovod_dpsgd import gossip, topology
 from horovod_dpsgd.parameters import FlatParameters
 
 us = problems.start(problems.parser().parse_args().nodes)
+TOPOLOGIES = [name for name in topology.TOPOLOGIES if problems.DEVICE == "cpu" or name != "hierarchical"]
 BFLOAT16 = 2.0**-8  # the largest relative error of rounding to it
 
 
 def by_nodes(us, parameters, graph):
     """`complete` on one node, for models that are too small for it to be chosen."""
-    divides = graph.name == "complete" and us.nodes == 1
+    divides = graph.name == "complete" and us.nodes == 1 and problems.DEVICE == "cpu"
     return (
         gossip.NodeExchange(us, parameters, topology.Hierarchical(us.size))
         if divides
@@ -37,7 +38,9 @@ EXCHANGES = {  # by what mixes, and how far it may be from the product
     "compressed": (partial(gossip.NeighbourExchange, compressed=True), 6 * 2 * BFLOAT16 * 4),  # steps x sides x |w|
 }
 for kind, (make, tolerance) in EXCHANGES.items():
-    for name in topology.TOPOLOGIES:
+    if kind == "in place" and problems.DEVICE != "cpu":
+        continue
+    for name in TOPOLOGIES:
         net = problems.model()
         torch.manual_seed(us.rank)
         for p in net.parameters():
@@ -45,12 +48,12 @@ for kind, (make, tolerance) in EXCHANGES.items():
         start = problems.flat(net)
         graph = topology.create(name, us.size, seed=1, node_of=us.node_of)
         exchange = make(us, FlatParameters(net), graph)
-        product = torch.eye(us.size, dtype=torch.float64)
+        product = torch.eye(us.size, dtype=torch.float64, device=problems.DEVICE)
         for step in range(6):
             exchange.begin(step)
             exchange.mix()
             exchange.publish()
-            product = torch.from_numpy(graph.matrix(step)) @ product
+            product = torch.from_numpy(graph.matrix(step)).to(problems.DEVICE) @ product
         torch.testing.assert_close(us.mean(problems.flat(net)), us.mean(start), rtol=0, atol=1e-12)
         expected = product[us.rank] @ torch.stack(us.gather(start))
         torch.testing.assert_close(problems.flat(net), expected, rtol=0, atol=tolerance)

@@ -24,7 +24,7 @@ given = parser.parse_args()
 numel = given.numel
 us = problems.start(given.nodes)
 net = nn.Module()
-net.weights = nn.Parameter(torch.empty(numel, dtype=torch.float64))
+net.weights = nn.Parameter(torch.empty(numel, dtype=torch.float64, device=problems.DEVICE))
 graph = topology.create(given.topology, us.size, seed=11, node_of=us.node_of)
 steps = given.exchanges // us.size  # an exchange is one learner's
 

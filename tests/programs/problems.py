@@ -19,6 +19,9 @@ OPTIMIZERS = {
 }
 
 
+DEVICE = "cpu"  # of models and batches; --device changes it
+
+
 class Net(nn.Module):
     """A little of everything: BatchNorm (buffers), a tied, a transposed and a frozen parameter."""
 
@@ -45,17 +48,28 @@ def start(node_of: list[int] | None = None, stall_timeout: float = 60.0) -> Lear
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--nodes", type=lambda word: [int(n) for n in word], help="every learner's node, as 0011")
+    parser.add_argument("--device", type=_use_device)
     return parser
+
+
+def _use_device(name: str) -> str:
+    global DEVICE
+    DEVICE = name
+    return name
 
 
 def model() -> nn.Module:
     torch.manual_seed(7)
-    return Net().double()
+    return Net().double().to(DEVICE)
 
 
 def batch(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     numbers = torch.Generator().manual_seed(1000 * step + rank)
-    return torch.randn(4, 6, generator=numbers, dtype=torch.float64), torch.randint(0, 3, (4,), generator=numbers)
+    inputs, classes = (
+        torch.randn(4, 6, generator=numbers, dtype=torch.float64),
+        torch.randint(0, 3, (4,), generator=numbers),
+    )
+    return inputs.to(DEVICE), classes.to(DEVICE)
 
 
 def loss(net: nn.Module, examples: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

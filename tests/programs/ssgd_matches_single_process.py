@@ -13,6 +13,7 @@ from horovod_dpsgd.learners import generator
 from horovod_dpsgd.parameters import FlatParameters
 
 STEPS = 12
+problems.parser().parse_args()
 us = problems.start()
 
 
@@ -52,7 +53,7 @@ def reference_ssgd_star(optimizer: str, std: float, seed: int) -> torch.Tensor:
         gradients = []
         for rank in range(us.size):
             delta = torch.randn(flat.numel, dtype=flat.dtype, generator=generator("noise", seed, rank, step))
-            with flat_noisy.holding(flat.gather() + std * delta):
+            with flat_noisy.holding(flat.gather() + std * delta.to(problems.DEVICE)):
                 value = problems.loss(noisy, problems.batch(step, rank))
                 gradients.append(flat.gather(list(torch.autograd.grad(value, flat_noisy.parameters))))
         mean = torch.stack(gradients).mean(0)

@@ -1,0 +1,42 @@
+"""What the exchanges promise, with weights on a GPU; several learners may share one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import mpi_library
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason=f"PyTorch finds no GPU here ({mpi_library()})"),
+]
+
+
+@pytest.mark.parametrize("nodes", ["0000", "0011"])
+@pytest.mark.parametrize("program", ["mixing_keeps_the_mean.py", "dpsgd_matches_reference.py"])
+def test_weights_on_a_gpu_are_mixed_as_the_matrix_says(mpirun, program, nodes):
+    mpirun(4, PROGRAMS / program, "--device", "cuda", "--nodes", nodes)
+
+
+def test_moments_on_a_gpu_are_mixed_as_the_matrix_says(mpirun):
+    mpirun(3, PROGRAMS / "moments_match_reference.py", "--device", "cuda")
+
+
+def test_ssgd_on_a_gpu_is_sgd_on_the_global_batch(mpirun):
+    mpirun(2, PROGRAMS / "ssgd_matches_single_process.py", "--device", "cuda")
+
+
+@pytest.mark.parametrize("nodes", ["000", "011"])
+@pytest.mark.parametrize("topology", ["matching", "ring"])
+def test_no_read_of_weights_on_a_gpu_is_torn_or_stale(mpirun, topology, nodes):
+    mpirun(3, PROGRAMS / "no_torn_reads.py", 3_000, topology, 1_000_000, "--device", "cuda", "--nodes", nodes)
+
+
+@pytest.mark.parametrize("nodes", ["000", "011"])
+def test_averages_of_weights_on_a_gpu_keep_their_sum(mpirun, nodes):
+    mpirun(3, PROGRAMS / "adpsgd_keeps_the_mean.py", 12, 100_000, "--device", "cuda", "--nodes", nodes)
