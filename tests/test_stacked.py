@@ -1,0 +1,79 @@
+"""Stacked networks against what they stand for: real learners, and PyTorch's own LSTM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.stacked.networks import Networks, UnrolledLSTM
+from benchmarks.tasks import find
+from horovod_dpsgd.errors import ModelError
+from horovod_dpsgd.training import recipe as recipes
+from tests.conftest import environment
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+TASKS = {  # recipe and what makes it small
+    "nlp/novels-cpu": ("max_steps=7", "batch_size=12", "clip_norm=0.05", "warmup=3"),
+    "asr/speech-cpu": ("max_steps=4", "batch_size=6", "momentum=0.9", "weight_decay=0.01", "warmup=2", "lr=4"),
+}
+LEARNERS = 3
+
+
+def stacked(task: str, output: Path, *words: str, status: int = 0) -> str:
+    recipe = BENCHMARKS / f"{task.replace('/', '/recipes/')}.yaml"
+    command = [sys.executable, "-m", "benchmarks.stacked", "--recipe", str(recipe), "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--output", str(output), *words], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_stacked_runs_are_those_of_real_learners(mpirun, tmp_path, task):
+    settings = [word for setting in (*TASKS[task], "synthetic=true") for word in ("--set", setting)]
+    vary = ("--vary", "algo=ssgd,dpsgd", "--set", "eval_every=2", "--learners", str(LEARNERS))
+    stacked(task, tmp_path / "map.jsonl", *settings, *vary)
+    lines = [json.loads(line) for line in (tmp_path / "map.jsonl").read_text().splitlines()]
+    assert [line["varied"] for line in lines] == [{"algo": "dpsgd", "seed": "0"}, {"algo": "ssgd", "seed": "0"}]
+    benchmark, name = task.split("/")
+    for line in lines:
+        algo = line["varied"]["algo"]
+        train = ("--recipe", name, "--algo", algo, "--eval-every", 2, "--log-every", 1, "--output", tmp_path / algo)
+        mpirun(LEARNERS, BENCHMARKS / benchmark / "train.py", *train, *settings)
+        metrics = [json.loads(each) for each in (tmp_path / algo / "metrics.jsonl").read_text().splitlines()]
+        heldout = {str(each["step"]): each["heldout_loss"] for each in metrics if "heldout_loss" in each}
+        result = json.loads((tmp_path / algo / "result.json").read_text())
+        heldout[str(result["steps"])] = result["heldout"]["loss"]
+        assert line["heldout_losses"] == pytest.approx(heldout, abs=2e-5)
+        assert line["train_losses"] == pytest.approx([m["train_loss"] for m in metrics if "train_loss" in m], abs=1e-3)
+        last = line["consensus_distances"][str(result["steps"])]
+        assert last == pytest.approx(result["consensus_distance"], rel=1e-3, abs=1e-5)
+        assert (last > 1e-5) == (algo == "dpsgd")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_unrolled_lstm_is_pytorch_s(layers):
+    lstm = nn.LSTM(5, 4, layers, batch_first=True, bidirectional=True).double()
+    frames = torch.randn(2, 7, 5, dtype=torch.float64)
+    unrolled = UnrolledLSTM(lstm)
+    torch.testing.assert_close(unrolled(frames)[0], lstm(frames)[0])
+    assert dict(unrolled.named_parameters()).keys() == dict(lstm.named_parameters()).keys()
+
+
+def test_what_cannot_be_stacked_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="bidirectional"):
+        UnrolledLSTM(nn.LSTM(5, 4))
+    recipe = recipes.load("cifar10", BENCHMARKS / "cv" / "recipes", {"synthetic": True, "model": "resnet18"})
+    task = find(recipe.task)(recipe, False)
+    with pytest.raises(ModelError, match="BatchNorm"):
+        Networks(task, task.make_model(), "cpu")
+    error = stacked("nlp/novels-cpu", tmp_path / "map.jsonl", "--vary", "algo=adpsgd", status=2)
+    assert error == "stacked: error: algo adpsgd: stacked networks know ssgd, ssgd-star, dpsgd\n"
