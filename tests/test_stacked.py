@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.stacked import summary
 from benchmarks.stacked.networks import Networks, UnrolledLSTM
 from benchmarks.tasks import find
 from horovod_dpsgd.errors import ModelError
@@ -77,3 +78,14 @@ def test_what_cannot_be_stacked_is_refused(tmp_path):
         Networks(task, task.make_model(), "cpu")
     error = stacked("nlp/novels-cpu", tmp_path / "map.jsonl", "--vary", "algo=adpsgd", status=2)
     assert error == "stacked: error: algo adpsgd: stacked networks know ssgd, ssgd-star, dpsgd\n"
+
+
+def test_the_summary_has_algorithms_across_and_medians_over_seeds():
+    lines = [
+        {"varied": {"algo": algo, "lr": lr, "seed": str(seed)}, "recipe": {}, "heldout_losses": {"2": 9.0, "4": loss}}
+        for algo, lr, losses in (("ssgd", "10", (3, 1, 2)), ("dpsgd", "10", (1, float("nan"), 1)), ("ssgd", "2", (4,)))
+        for seed, loss in enumerate(losses)
+    ]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in summary.markdown(lines).splitlines()]
+    assert rows[0] == ["lr", "ssgd", "dpsgd"]
+    assert rows[2:] == [["2", "4.000", "-"], ["10", "2.000 (1.000 - 3.000)", "1.000 (1.000 - 1.000), 1 lost"]]
