@@ -24,17 +24,12 @@ NETS: dict[Scale, Net] = {
     "cpu": Net("small transformer, novels", TRAIN, "novels-cpu"),
     "paper": Net("transformer, WikiText-103", TRAIN, "wikitext103"),
 }
+OTHERS: dict[Scale, tuple[str, str]] = {"cpu": ("normal", "gains drawn"), "paper": ("ones", "gains 1")}
 OTHER_GAINS: dict[Scale, Net] = {  # than the recipes have
-    "cpu": replace(
-        NETS["cpu"],
-        label=f"{NETS['cpu'].label}, gains drawn",
-        options=("--set", "model_options.layer_norm_init=normal"),
-    ),
-    "paper": replace(
-        NETS["paper"],
-        label=f"{NETS['paper'].label}, gains 1",
-        options=("--set", "model_options.layer_norm_init=ones"),
-    ),
+    scale: replace(
+        NETS[scale], label=f"{NETS[scale].label}, {words}", options=("--set", f"model_options.layer_norm_init={init}")
+    )
+    for scale, (init, words) in OTHERS.items()
 }
 MIXED = Method("DPSGD, moments mixed", (*DPSGD.arguments, "--set", "mix_moments=true"), "dpsgd-mixed-moments")
 WARMUPS: dict[Scale, tuple[int, ...]] = {"cpu": (100, 50, 25, 10, 5), "paper": (250, 100, 75, 50, 25, 15)}

@@ -19,16 +19,12 @@ LSTM_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer an
 
 
 class Networks:
-    """Losses of networks that differ in their weights alone. Raises ModelError for what cannot be stacked.
-
-    numel: of a network's weights, flat as `FlatParameters` has them.
-    """
+    """Losses of networks that differ in their weights alone. Raises ModelError for what cannot be stacked."""
 
     def __init__(self, task: Task, model: nn.Module, device: str) -> None:
         if floating_buffers(model):
             raise ModelError("networks with BatchNorm cannot be stacked: it changes its statistics in place")
         layout = FlatParameters(model)
-        self.numel = layout.numel
         self._names = [f"model.{name}" for name in layout.names]
         self._shapes = [p.shape for p in layout.parameters]
         ends = [*layout.offsets[1:], layout.numel]
@@ -46,7 +42,7 @@ class Networks:
 
     @staticmethod
     def flat(model: nn.Module) -> Tensor:
-        """The model's weights, [numel]."""
+        """The model's weights, [numel], as `FlatParameters` has them."""
         return FlatParameters(model).gather()
 
     def losses(self, weights: Tensor, batch: Batch, shared: bool = False) -> Tensor:

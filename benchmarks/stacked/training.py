@@ -68,7 +68,8 @@ class Training:
         self._averaging = sum(recipe.algo != "dpsgd" for recipe in recipes)
         self._keeping = sum(not recipe.mix_moments for recipe in recipes)
         self._schedules = [recipe.schedule(task.samples) for recipe in self.recipes]
-        self._topologies = [topology.create(r.topology, learners, r.seed) for r in self.recipes]
+        self._mixers = [(r.topology, r.seed) for r in self.recipes[self._averaging :]]  # runs often share theirs
+        self._topologies = {(name, seed): topology.create(name, learners, seed) for name, seed in self._mixers}
         self.weights = self._start()
         self.networks = Networks(task, task.make_model(), self.device)
         self._decay = self._column([recipe.weight_decay for recipe in self.recipes])
@@ -114,17 +115,18 @@ class Training:
 
     def _matrices(self, step: int) -> Tensor:
         """Those of the runs that mix, [runs, n, n]."""
-        matrices = [torch.from_numpy(each.matrix(step)).float() for each in self._topologies[self._averaging :]]
-        return torch.stack(matrices) if matrices else torch.zeros(0, self.learners, self.learners)
+        matrices = {mixer: torch.from_numpy(each.matrix(step)).float() for mixer, each in self._topologies.items()}
+        of_runs = [matrices[mixer] for mixer in self._mixers]
+        return torch.stack(of_runs) if of_runs else torch.zeros(0, self.learners, self.learners)
 
     # ---- steps ----
 
-    def run(self, progress: bool = True) -> list[Outcome]:
+    def run(self) -> list[Outcome]:
         outcomes = [Outcome(recipe) for recipe in self.recipes]
         heldout = self._heldout()
         step_once: Callable[[], None] = self._step
         losses = []
-        for step in tqdm(range(self.steps), disable=not progress):
+        for step in tqdm(range(self.steps)):
             if step == EAGER_STEPS and self.device == "cuda":
                 step_once = self._captured()
             self._load(step)

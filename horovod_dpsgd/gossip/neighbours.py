@@ -150,7 +150,7 @@ class NeighbourExchange(SlotExchange):
     def publish(self) -> None:
         super().publish()
         self._copy_out()
-        if self.weights.device.type == "cpu":
+        if self._staging.at_once:
             self._show()
 
     def settle(self) -> None:

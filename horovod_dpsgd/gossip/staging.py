@@ -14,7 +14,12 @@ from torch import Tensor
 
 
 class Staging(ABC):
-    """Weights out of the model and back. Copies out and in are each ordered among themselves."""
+    """Weights out of the model and back. Copies out and in are each ordered among themselves.
+
+    at_once: a copy out is complete when it has been started.
+    """
+
+    at_once: bool
 
     @abstractmethod
     def copy_out(self, weights: Tensor, area: Tensor) -> None:
@@ -39,6 +44,8 @@ def staging(device: torch.device) -> Staging:
 
 
 class _OnCPU(Staging):
+    at_once = True
+
     def copy_out(self, weights: Tensor, area: Tensor) -> None:
         area.copy_(weights)
 
@@ -53,6 +60,8 @@ class _OnCPU(Staging):
 
 
 class _OnGPU(Staging):
+    at_once = False
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)

@@ -12,9 +12,7 @@ STEPS = 12
 CLIP_NORM = {"momentum": 0.5}  # by optimizer, else none
 
 us = problems.start(problems.parser().parse_args().nodes)
-for name in topology.TOPOLOGIES:
-    if name == "hierarchical" and problems.DEVICE != "cpu":
-        continue
+for name in problems.topologies():
     for optimizer in problems.OPTIMIZERS:
         graph = topology.create(name, us.size, seed=3, node_of=us.node_of)
         net = problems.model()

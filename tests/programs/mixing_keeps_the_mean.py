@@ -9,7 +9,6 @@ from horovod_dpsgd import gossip, topology
 from horovod_dpsgd.parameters import FlatParameters
 
 us = problems.start(problems.parser().parse_args().nodes)
-TOPOLOGIES = [name for name in topology.TOPOLOGIES if problems.DEVICE == "cpu" or name != "hierarchical"]
 BFLOAT16 = 2.0**-8  # the largest relative error of rounding to it
 
 
@@ -40,7 +39,7 @@ EXCHANGES = {  # by what mixes, and how far it may be from the product
 for kind, (make, tolerance) in EXCHANGES.items():
     if kind == "in place" and problems.DEVICE != "cpu":
         continue
-    for name in TOPOLOGIES:
+    for name in problems.topologies():
         net = problems.model()
         torch.manual_seed(us.rank)
         for p in net.parameters():

@@ -31,9 +31,7 @@ def train(algorithm: DPSGD, steps: int) -> None:
         algorithm.end_step()
 
 
-for name in TOPOLOGIES:
-    if name == "hierarchical" and problems.DEVICE != "cpu":
-        continue
+for name in problems.topologies(TOPOLOGIES):
     for optimizer in ("momentum", "adam"):
         graph = topology.create(name, us.size, seed=3, node_of=us.node_of)
         reference = problems.reference_dpsgd(optimizer, graph, STEPS, CLIP_NORM, mix_moments=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from horovod_dpsgd import learners
 from horovod_dpsgd.learners import Learners
-from horovod_dpsgd.topology import Topology
+from horovod_dpsgd.topology import TOPOLOGIES, Topology
 
 OPTIMIZERS = {
     "sgd": lambda weights: torch.optim.SGD(weights, lr=0.1),
@@ -56,6 +57,11 @@ def _use_device(name: str) -> str:
     global DEVICE
     DEVICE = name
     return name
+
+
+def topologies(names: Iterable[str] = TOPOLOGIES) -> list[str]:
+    """Those of them that the device can have."""
+    return [name for name in names if DEVICE == "cpu" or name != "hierarchical"]
 
 
 def model() -> nn.Module:
