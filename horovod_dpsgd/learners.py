@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 STALL_TIMEOUT = 300.0  # seconds
+LAST_WORDS = 0.5  # seconds between the reason and the end of a job
 ROLL_CALL = 30_977  # a message's tag
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
@@ -222,6 +223,7 @@ def abort(reason: str) -> None:
 
     print(f"horovod_dpsgd: learner {MPI.COMM_WORLD.rank} ends the job: {reason}", file=sys.stderr)
     _flush_output()
+    time.sleep(LAST_WORDS)  # MPICH's launcher ends without reading what learners have just written
     MPI.COMM_WORLD.Abort(1)
 
 

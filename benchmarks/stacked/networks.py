@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -35,10 +31,6 @@ class Networks:
             for size in (used, end - offset - used)
         ]
         self._loss = _Loss(task, unrolled(model)).to(device)
-        # Of the fused attention kernels the CPU's cannot be done for many networks at once
-        self._attention: Callable[[], AbstractContextManager[None]] = (
-            partial(sdpa_kernel, SDPBackend.MATH) if device == "cpu" else nullcontext
-        )
 
     @staticmethod
     def flat(model: nn.Module) -> Tensor:
@@ -60,7 +52,9 @@ class Networks:
             return loss
 
         places = (0, *[None if shared else 0] * len(batch))
-        with self._attention():
+        # The fused attention kernels are for one network: the CPU's refuse many, and on an H200 blocks of 32 failed
+        # ("LSE is not correctly aligned")
+        with sdpa_kernel(SDPBackend.MATH):
             losses: Tensor = vmap(one, in_dims=places, randomness="different")(named, *batch)
         return losses
 

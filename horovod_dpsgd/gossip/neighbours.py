@@ -168,8 +168,8 @@ class NeighbourExchange(SlotExchange):
         self.window.free()
 
     def _copy_out(self) -> None:
-        """Start to copy w(step) to where others find it, if it is not there anyway."""
-        if self.staged:
+        """Start to copy w(step) to where others find it, if it is not there anyway and there are others."""
+        if self.staged and self.learners.size > 1:
             self._staging.copy_out(self.weights, self.window.areas[self.slot])
         self._shown = False
 

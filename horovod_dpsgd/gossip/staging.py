@@ -78,8 +78,11 @@ class _OnGPU(Staging):
         self._out.synchronize()
 
     def copies_in(self, areas: list[Tensor]) -> list[Tensor]:
-        while len(self._copies) < len(areas):
-            self._copies.append(torch.empty_like(areas[0], device=self._device))
+        if len(self._copies) < len(areas):
+            missing = len(areas) - len(self._copies)
+            self._copies += [torch.empty_like(areas[0], device=self._device) for _ in range(missing)]
+            # Their memory may have been freed by computation that is queued and has yet to use it.
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(self._used)  # by the step before, which these are written over
             for copy, area in zip(self._copies, areas, strict=False):
