@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from horovod_dpsgd.learners import use_gpu
-from tests.conftest import mpi_library
 
 PROGRAMS = Path(__file__).parent / "programs"
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason=f"PyTorch finds no GPU here ({mpi_library()})")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason=f"PyTorch {torch.__version__} finds no GPU")
 
 
 def on_gpu(test):

@@ -1,14 +1,16 @@
-"""Map where algorithms part: many runs of a small model at once, as one stacked network, in minutes on one GPU.
+"""Map where algorithms part: many runs of a small model at once, as one stacked network.
 
     python -m benchmarks.stacked --recipe benchmarks/asr/recipes/speech-cpu.yaml --device cuda --data-dir PREPARED \\
         --vary algo=ssgd,dpsgd --vary lr=2,4,8,16 --vary momentum=0,0.9 --seeds 3 --output map.jsonl
 
 Every --vary multiplies the runs. Those that differ in rates, schedules, algorithms and seeds alone are trained
-together; others (model_options.layers, batch_size, max_steps, ...) one group after the other. A line of --output is a
-run: what was varied, held-out losses of the mean weights by step, training losses, consensus distances.
+together; others (model_options.layers, batch_size, max_steps, ...) one group after the other. 48 runs of
+speech-cpu took 35 s on an H200, all told. A line of --output is a run: what was varied, held-out losses of the mean
+weights by step, training losses, consensus distances.
 
 Starts, samples and pairings are those of real learners (`mpirun ... train.py`) with the same seed, and so are results
-up to rounding; SSGD*'s noise is drawn otherwise. Models: without BatchNorm.
+up to rounding; SSGD*'s noise and dropout are drawn otherwise, and all runs augment images by the first seed. Models:
+without BatchNorm.
 """
 
 from __future__ import annotations

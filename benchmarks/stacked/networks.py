@@ -40,7 +40,7 @@ class Networks:
     def losses(self, weights: Tensor, batch: Batch, shared: bool = False) -> Tensor:
         """Mean losses [S] of networks with weights [S, numel] on batches whose tensors are [S, B, ...].
 
-        shared: the batch is one, [B, ...], for all.
+        shared: the batch is one, [B, ...], for all, and the networks are in evaluation mode.
         """
         parts = weights.split(self._sizes, dim=1)[::2]  # between them is padding
         named = {
@@ -54,6 +54,7 @@ class Networks:
         places = (0, *[None if shared else 0] * len(batch))
         # The fused attention kernels are for one network: the CPU's refuse many, and on an H200 blocks of 32 failed
         # ("LSE is not correctly aligned")
+        self._loss.train(not shared)
         with sdpa_kernel(SDPBackend.MATH):
             losses: Tensor = vmap(one, in_dims=places, randomness="different")(named, *batch)
         return losses

@@ -25,7 +25,7 @@ class AllReduceExchange(SlotExchange):
     def begin(self, step: int) -> None:
         super().begin(step)
         self._sent = self.weights.cpu()  # the weights themselves, if they are not on a GPU; MPI reads them until mix()
-        self._sum = self._slots[1 - self.slot].cpu()
+        self._sum = self._slots[1 - self.slot] if self.weights.is_cpu else torch.empty_like(self._sent)
         request = self.learners.world.Iallreduce(self._sent.numpy(), self._sum.numpy())
         self._done = self._engine.submit(completion(request)).done if self._engine else request.Test
 

@@ -56,7 +56,8 @@ class NeighbourExchange(SlotExchange):
     staged: the model's weights are kept outside the window and copied into it when published; so it has to be for
     weights on a GPU. Otherwise the weights live in the window, and nothing is copied to be published. From a GPU the
     copy is started by `publish`, and others hear of it when this learner next looks: in `begin` if its partner is on
-    another node, else in `mix`, when the host has queued all the rest of the step.
+    another node (the GPU has then nothing queued), else in `mix`, when the host has queued all the rest of the step. So
+    the partner of a learner that is late with its step is late as well; from a CPU it would have had w(t) before.
 
     compressed: what is published is rounded to bfloat16: half the bytes on the wire, one more pass over memory. With
     c(w) the rounded weights, w_s,j = w_j + sum_k T_t[j,k] (c(w_k) - c(w_j)): both sides of a pair know both rounded
@@ -80,11 +81,12 @@ class NeighbourExchange(SlotExchange):
         self._inboxes: list[Tensor] = []  # landing places, for as many as ever came at once
         self._inbox: dict[int, Tensor] = {}  # which of them is this step's of which learner
         self._staging = staging(parameters.device)
-        if parameters.device.type == "cuda":
+        self._on_gpu = parameters.device.type == "cuda"
+        if self._on_gpu and learners.size > 1:
             self.window.pin()
         slots = self.window.areas
         if self.staged:
-            slots = [slot.to(parameters.device, parameters.dtype, copy=True) for slot in slots]
+            slots = [torch.zeros(parameters.numel, dtype=parameters.dtype, device=parameters.device) for _ in range(2)]
         super().__init__(learners, parameters, slots)
 
     def restart(self, step: int) -> None:
@@ -112,7 +114,7 @@ class NeighbourExchange(SlotExchange):
             if away:
                 self._show()
             while len(self._inboxes) < len(away):
-                self._inboxes.append(torch.empty_like(self.window.areas[0]))
+                self._inboxes.append(torch.empty_like(self.window.areas[0], pin_memory=self._on_gpu))
             self._inbox = dict(zip(away, self._inboxes, strict=False))
             for k in away:
                 self._coming[k] = self._engine.receive(self._inbox[k], k, step)
@@ -133,7 +135,7 @@ class NeighbourExchange(SlotExchange):
         areas = [self._weights_of(k) for k in self.partners]
         if self.compressed:
             areas.append(self.window.areas[1 - self.slot])
-        theirs = self._staging.copies_in(areas)
+        theirs = self._staging.copy_in(areas)
         for k, weights in zip(self.partners, theirs, strict=False):
             terms[k] = (self.row[k], weights)
         # Added up in the order of the ranks, so that learners with equal rows get equal bits.
@@ -145,7 +147,6 @@ class NeighbourExchange(SlotExchange):
         for block, part in zip(blocks, parts, strict=True):
             mix_into(block, part, coefficients)
             yield
-        self._staging.used()
 
     def publish(self) -> None:
         super().publish()
@@ -176,7 +177,7 @@ class NeighbourExchange(SlotExchange):
     def _show(self) -> None:
         """Let others read w(step), unless they may already."""
         if not self._shown:
-            self._staging.is_out()
+            self._staging.finish_copy_out()
             self.window.post(self.step % 2, self.step << 1 | self.slot)
             self._shown = True
 

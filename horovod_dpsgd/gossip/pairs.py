@@ -86,6 +86,8 @@ class PairAveraging:
         """
         partner = self._partner
         near = partner if partner is not None and self.learners.shares_memory_with(partner) else None
+        if self._host is not self.weights:  # locks are held for averaging, and not for the rest of the backward pass
+            torch.cuda.current_stream(self.weights.device).synchronize()
         difference = self._arrived()
         start = time.perf_counter()
         with self._locked({self.learners.rank} | ({near} if near is not None else set())) as held:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -59,16 +60,24 @@ class Window:
         self.areas = self._own.areas
 
     def pin(self) -> None:
-        """Let the GPU's copies reach the memory of all learners of this node by themselves, at the bus's full speed.
+        """Page-lock (pin) the memory of this node's learners, so that the GPU copies it asynchronously. Collective.
 
-        Where that cannot be had copies go through memory of CUDA's own, and a warning says so.
+        All of it then takes room. Where it cannot be had, copies are slow and the host waits; a warning says so.
         """
+        self._pin(self._own)  # before others do, so that its pages are near this learner (NUMA)
+        self.learners.barrier("the pinning of memory")
         for memory in self._local.values():
-            error = torch.cuda.cudart().cudaHostRegister(memory.address, memory.nbytes, 0)
-            if error != torch.cuda.cudart().cudaError.success:
-                warnings.warn(f"shared memory is not pinned, and copies to it are slow ({error})", stacklevel=2)
-                return
+            if memory is not self._own:
+                self._pin(memory)
+
+    def _pin(self, memory: _Memory) -> None:
+        error = torch.cuda.cudart().cudaHostRegister(memory.address, memory.nbytes, 0)
+        if error == torch.cuda.cudart().cudaError.success:
             self._pinned.append(memory.address)
+            return
+        warnings.warn(f"shared memory is not pinned: {torch.cuda.CudaError(int(error))}", stacklevel=3)
+        with suppress(RuntimeError):  # CUDA's runtime keeps the error, and PyTorch would raise it at its next kernel
+            torch.ones(1, device="cuda")
 
     # Counters: only the learner itself sets its own, if not under a lock.
 

@@ -4,7 +4,7 @@ Every learner's weights are one number repeated, so a vector with two values in 
 once. All numbers are multiples of a power of two large enough that no sum, half or difference rounds: the sum over
 learners must be right to the last bit.
 
-usage: adpsgd_keeps_the_mean.py STEPS NUMEL [--nodes 011]
+usage: adpsgd_keeps_the_mean.py STEPS NUMEL [--nodes 011] [--device cuda]
 """
 
 import random

@@ -3,7 +3,7 @@
 Learner j publishes the constant vector c_j(t) for step t; a mixed vector that is not exactly the mean of its partners'
 constants for this step, in every element, was torn or stale.
 
-usage: no_torn_reads.py EXCHANGES TOPOLOGY NUMEL [--nodes 011]
+usage: no_torn_reads.py EXCHANGES TOPOLOGY NUMEL [--nodes 011] [--device cuda]
 """
 
 import random
@@ -36,8 +36,19 @@ def constant(rank: int, step: int) -> float:
 net.weights.data.fill_(constant(us.rank, 0))
 exchange = gossip.create(us, FlatParameters(net), graph)
 delays = random.Random(us.rank)
+
+
+def be_late() -> None:
+    """On a GPU: what is queued after this is done some 10 ms later."""
+    if problems.DEVICE == "cuda" and delays.random() < 0.05:
+        torch.cuda._sleep(20_000_000)
+
+
 for step in range(steps):
     exchange.begin(step)
+    be_late()
+    if step == 0:  # memory as large as what is received, freed while work on it is still queued
+        torch.full_like(exchange.weights, -1.0)
     if delays.random() < 0.02:
         time.sleep(delays.random() * 2e-3 * us.rank)
     exchange.mix()
@@ -47,6 +58,7 @@ for step in range(steps):
         f"learner {us.rank}, step {step}: torn, {read.unique()}"
     )
     assert abs(read[0].item() - expected) <= 1e-6, f"learner {us.rank}, step {step}: stale, {read[0]} for {expected}"
+    be_late()
     exchange.weights.fill_(constant(us.rank, step + 1))
     exchange.publish()
 exchange.close()
