@@ -31,7 +31,8 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
     Weights differ between learners: evaluate inside `with optimizer.averaged():`, where the model holds their mean.
     Between steps others read them: change them by `load_state_dict` alone, and copy what you keep (see `DPSGD`).
 
-    On GPUs call `torch.cuda.set_device(horovod_dpsgd.local_rank() % torch.cuda.device_count())` before making the model.
+    On GPUs call `torch.cuda.set_device(horovod_dpsgd.local_rank() % torch.cuda.device_count())` before the model is
+    made.
 
     Constructing, stepping, `averaged`, `load_state_dict` and `close` are collective. Raises ValueError for a model that
     `FlatParameters` cannot hold or that differs between learners, if the optimizer's parameters are not the model's
