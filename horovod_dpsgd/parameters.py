@@ -57,9 +57,13 @@ class FlatParameters:
             for p, offset in zip(self.parameters, self.offsets, strict=True)
         ]
 
+    def zeros(self) -> Tensor:
+        """A flat buffer [numel] on the parameters' device."""
+        return torch.zeros(self.numel, dtype=self.dtype, device=self.device)
+
     def gather(self, tensors: list[Tensor] | None = None, out: Tensor | None = None) -> Tensor:
         """The parameters' values (or `tensors`, one for each: gradients, say) as a flat buffer [numel]."""
-        flat = torch.zeros(self.numel, dtype=self.dtype, device=self.device) if out is None else out.zero_()
+        flat = self.zeros() if out is None else out.zero_()
         with torch.no_grad():
             for view, tensor in zip(self.views(flat), tensors or self.parameters, strict=True):
                 view.copy_(tensor)

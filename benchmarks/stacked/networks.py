@@ -52,9 +52,9 @@ class Networks:
             return loss
 
         places = (0, *[None if shared else 0] * len(batch))
+        self._loss.train(not shared)
         # The fused attention kernels are for one network: the CPU's refuse many, and on an H200 blocks of 32 failed
         # ("LSE is not correctly aligned")
-        self._loss.train(not shared)
         with sdpa_kernel(SDPBackend.MATH):
             losses: Tensor = vmap(one, in_dims=places, randomness="different")(named, *batch)
         return losses

@@ -19,7 +19,7 @@ class AllReduceExchange(SlotExchange):
 
     def __init__(self, learners: Learners, parameters: FlatParameters) -> None:
         self._done: Callable[[], bool] = lambda: True
-        slots = [torch.zeros(parameters.numel, dtype=parameters.dtype, device=parameters.device) for _ in range(2)]
+        slots = [parameters.zeros() for _ in range(2)]
         super().__init__(learners, parameters, slots)
 
     def begin(self, step: int) -> None:

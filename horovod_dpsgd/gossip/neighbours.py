@@ -81,12 +81,11 @@ class NeighbourExchange(SlotExchange):
         self._inboxes: list[Tensor] = []  # landing places, for as many as ever came at once
         self._inbox: dict[int, Tensor] = {}  # which of them is this step's of which learner
         self._staging = staging(parameters.device)
-        self._on_gpu = parameters.device.type == "cuda"
-        if self._on_gpu and learners.size > 1:
+        if parameters.device.type == "cuda" and learners.size > 1:
             self.window.pin()
         slots = self.window.areas
         if self.staged:
-            slots = [torch.zeros(parameters.numel, dtype=parameters.dtype, device=parameters.device) for _ in range(2)]
+            slots = [parameters.zeros() for _ in range(2)]
         super().__init__(learners, parameters, slots)
 
     def restart(self, step: int) -> None:
@@ -114,7 +113,7 @@ class NeighbourExchange(SlotExchange):
             if away:
                 self._show()
             while len(self._inboxes) < len(away):
-                self._inboxes.append(torch.empty_like(self.window.areas[0], pin_memory=self._on_gpu))
+                self._inboxes.append(torch.empty_like(self.window.areas[0], pin_memory=self.weights.is_cuda))
             self._inbox = dict(zip(away, self._inboxes, strict=False))
             for k in away:
                 self._coming[k] = self._engine.receive(self._inbox[k], k, step)

@@ -43,7 +43,7 @@ class PairAveraging:
         self.parameters = parameters
         self.window = Window(learners, lambda _: [parameters.numel], parameters.dtype)
         self.shared = self.window.areas[0]
-        self.weights = torch.zeros(parameters.numel, dtype=parameters.dtype, device=parameters.device)
+        self.weights = parameters.zeros()
         self._host = self.weights if self.weights.device.type == "cpu" else torch.zeros_like(self.shared)
         self.staleness: Counter[int] = Counter()
         self.skipped = 0

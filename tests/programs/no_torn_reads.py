@@ -38,15 +38,15 @@ exchange = gossip.create(us, FlatParameters(net), graph)
 delays = random.Random(us.rank)
 
 
-def be_late() -> None:
+def be_late(chance: float = 0.05) -> None:
     """On a GPU: what is queued after this is done some 10 ms later."""
-    if problems.DEVICE == "cuda" and delays.random() < 0.05:
+    if problems.DEVICE == "cuda" and delays.random() < chance:
         torch.cuda._sleep(20_000_000)
 
 
 for step in range(steps):
     exchange.begin(step)
-    be_late()
+    be_late(1.0 if step == 0 else 0.05)
     if step == 0:  # memory as large as what is received, freed while work on it is still queued
         torch.full_like(exchange.weights, -1.0)
     if delays.random() < 0.02:
