@@ -42,6 +42,7 @@ def main() -> int:
         for recipe, _ in wanted:
             check(recipe, given.learners)
         torch.set_float32_matmul_precision("high" if given.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = given.tf32  # its convolutions have it by default
         given.output.parent.mkdir(parents=True, exist_ok=True)
         with given.output.open("a") as file:
             for stack in stacks(wanted, given.at_once):
@@ -82,7 +83,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--data-dir", type=Path, metavar="DIR")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     p.add_argument("--at-once", type=int, default=48, metavar="RUNS", help="as many as fit the memory (default: 48)")
-    p.add_argument("--tf32", action="store_true", help="matrix products of the networks in TensorFloat-32")
+    p.add_argument("--tf32", action="store_true", help="the networks' products in TensorFloat-32")
     p.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="lines are added to it")
     return p.parse_args()
 
