@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -80,12 +81,29 @@ def test_what_cannot_be_stacked_is_refused(tmp_path):
     assert error == "stacked: error: algo adpsgd: stacked networks know ssgd, ssgd-star, dpsgd\n"
 
 
-def test_the_summary_has_algorithms_across_and_medians_over_seeds():
-    lines = [
+def some_lines() -> list[dict]:
+    losses = (("ssgd", "10", (3, 1, 2)), ("dpsgd", "10", (1, float("nan"), 1)), ("ssgd", "2", (4,)),
+              ("dpsgd", "2", (1, math.inf, math.nan)))  # fmt: skip
+    return [
         {"varied": {"algo": algo, "lr": lr, "seed": str(seed)}, "recipe": {}, "heldout_losses": {"2": 9.0, "4": loss}}
-        for algo, lr, losses in (("ssgd", "10", (3, 1, 2)), ("dpsgd", "10", (1, float("nan"), 1)), ("ssgd", "2", (4,)))
-        for seed, loss in enumerate(losses)
+        for algo, lr, of_seeds in losses
+        for seed, loss in enumerate(of_seeds)
     ]
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in summary.markdown(lines).splitlines()]
+
+
+def test_the_summary_has_algorithms_across_and_medians_over_seeds():
+    text = summary.markdown(summary.cells(some_lines()))
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines()]
     assert rows[0] == ["lr", "ssgd", "dpsgd"]
-    assert rows[2:] == [["2", "4.000", "-"], ["10", "2.000 (1.000 - 3.000)", "1.000 (1.000 - 1.000), 1 lost"]]
+    assert rows[2:] == [
+        ["2", "4.000", "lost (1.000 - 1.000), 2 of 3 lost"],
+        ["10", "2.000 (1.000 - 3.000)", "1.000 (1.000 - 1.000), 1 of 3 lost"],
+    ]
+
+
+def test_the_figure_has_a_line_of_medians_and_a_cross_for_each_lost_run():
+    (axes,) = summary.figure(summary.cells(some_lines()), "lr").axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines["ssgd"].get_xdata()) == [2, 10] and list(lines["ssgd"].get_ydata()) == [4, 2]
+    crosses = [x for line in axes.get_lines() if line.get_marker() == "x" for x in line.get_xdata()]
+    assert crosses == [2, 2, 10]

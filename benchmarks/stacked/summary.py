@@ -1,50 +1,82 @@
 """Stacked runs as a table: what was varied down, algorithms across, the last held-out loss in each cell.
 
     python -m benchmarks.stacked.summary map.jsonl > map.md
+    python -m benchmarks.stacked.summary map.jsonl --over lr --figure map.png > map.md
 
-Cells are medians (and ranges) over seeds; "lost" counts those that ended in NaN or infinity.
+Cells are medians over seeds, of which a run that ended in NaN or infinity ("lost") has the worst loss of all, and in
+brackets the range of the others. The figure has a panel for each setting of what else was varied, a dot for each run
+and a line through the medians; lost runs are crosses at the upper edge.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from horovod_dpsgd.report import table
+import numpy as np
+
+from horovod_dpsgd.report import figures, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Varied = tuple[tuple[str, str], ...]
+Cells = dict[Varied, dict[str, list[float]]]  # losses by what was varied, seeds aside, and algorithm
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print(__doc__.strip(), file=sys.stderr)
-        sys.exit(2)
-    print(markdown([json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]))
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("map", type=Path, metavar="MAP.jsonl", help="what benchmarks.stacked has written")
+    p.add_argument("--over", default="lr", metavar="KEY", help="the varied number on the figure's axis (default: lr)")
+    p.add_argument("--figure", type=Path, metavar="FILE", help="drawn as FILE.png and FILE.svg")
+    given = p.parse_args()
+    found = cells([json.loads(line) for line in given.map.read_text().splitlines()])
+    if given.figure:
+        if not all(given.over in dict(varied) for varied in found):
+            p.error(f"--over {given.over}: not every run of {given.map} varies it")
+        figures.save(figure(found, given.over), given.figure)
+    print(markdown(found))
 
 
-def markdown(lines: list[dict[str, Any]]) -> str:
-    """From lines of a map, as `benchmarks.stacked` writes them."""
-    cells: dict[Varied, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def cells(lines: Sequence[dict[str, Any]]) -> Cells:
+    """From lines of a map, as `benchmarks.stacked` writes them. A loss that is not finite is infinite."""
+    found: Cells = defaultdict(lambda: defaultdict(list))
     for line in lines:
         varied = {key: value for key, value in line["varied"].items() if key not in ("algo", "seed")}
         algo = line["varied"].get("algo") or line["recipe"]["algo"]
-        cells[tuple(varied.items())][algo].append(list(line["heldout_losses"].values())[-1])
+        loss = list(line["heldout_losses"].values())[-1]
+        found[tuple(varied.items())][algo].append(loss if math.isfinite(loss) else math.inf)
+    return dict(sorted(found.items(), key=lambda item: [_sortable(value) for _, value in item[0]]))
+
+
+def markdown(cells: Cells) -> str:
     keys = list(dict.fromkeys(key for varied in cells for key, _ in varied))
-    algorithms = list(dict.fromkeys(algo for row in cells.values() for algo in row))
     rows = [
-        [*(dict(varied).get(key, "") for key in keys), *(_cell(row[algo]) for algo in algorithms)]
-        for varied, row in sorted(cells.items(), key=lambda item: [_sortable(value) for _, value in item[0]])
+        [*(dict(varied).get(key, "") for key in keys), *(_cell(row.get(algo, [])) for algo in _algorithms(cells))]
+        for varied, row in cells.items()
     ]
-    return table.markdown([*keys, *algorithms], rows)
+    return table.markdown([*keys, *_algorithms(cells)], rows)
 
 
-def _cell(losses: list[float]) -> str:
-    lost = sum(not math.isfinite(loss) for loss in losses)
-    return table.median_and_range(losses, 3) + (f", {lost} lost" if lost else "")
+def _algorithms(cells: Cells) -> list[str]:
+    return list(dict.fromkeys(algo for row in cells.values() for algo in row))
+
+
+def _cell(losses: Sequence[float]) -> str:
+    if not losses:
+        return "-"
+    median, kept = float(np.median(losses)), [loss for loss in losses if math.isfinite(loss)]
+    text = f"{median:.3f}" if math.isfinite(median) else "lost"
+    if len(losses) > 1 and kept:
+        text += f" ({min(kept):.3f} - {max(kept):.3f})"
+    lost = len(losses) - len(kept)
+    return text + (f", {lost} of {len(losses)} lost" if lost and len(losses) > 1 else "")
 
 
 def _sortable(value: str) -> tuple[float, str]:
@@ -52,6 +84,36 @@ def _sortable(value: str) -> tuple[float, str]:
         return float(value), ""
     except ValueError:
         return math.inf, value
+
+
+# ---- figure ----
+
+
+def figure(cells: Cells, over: str) -> Figure:
+    by_panel: dict[str, Cells] = defaultdict(dict)
+    for varied, row in cells.items():
+        by_panel[", ".join(f"{key} {value}" for key, value in varied if key != over)][varied] = row
+    drawing, panels = figures.panels(len(by_panel))
+    for axes, (title, of_panel) in zip(panels, by_panel.items(), strict=True):
+        _draw(axes, of_panel, over)
+        axes.set(xlabel=over, ylabel="held-out loss", title=title)
+    panels[0].legend(fontsize="small")
+    return drawing
+
+
+def _draw(axes: Axes, cells: Cells, over: str) -> None:
+    at = [float(dict(varied)[over]) for varied in cells]
+    for algo in _algorithms(cells):
+        losses = {x: row[algo] for x, row in zip(at, cells.values(), strict=True) if algo in row}
+        style = figures.STYLES.get(algo.partition(" ")[0], {"color": "black"})
+        axes.plot(list(losses), [np.median(each) for each in losses.values()], label=algo, linewidth=1.8, **style)
+        dots = np.array([(x, loss) for x, each in losses.items() for loss in each])
+        axes.plot(*dots.T, ".", color=style["color"], markersize=5)
+        lost = dots[np.isinf(dots[:, 1])]
+        axes.plot(lost[:, 0], np.ones(len(lost)), "x", color=style["color"], transform=axes.get_xaxis_transform(),
+                  clip_on=False)  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(at, [f"{x:g}" for x in at], minor=False, rotation=45)
 
 
 if __name__ == "__main__":
