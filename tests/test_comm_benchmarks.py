@@ -7,9 +7,11 @@ import argparse
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, run
 
 from benchmarks.comm import (
@@ -309,6 +311,12 @@ def test_steps_take_any_topology_and_compression(tmp_path, mpirun):
     [
         ("comm/loop_overhead.py", "samples", 100, "--batch-size 100 --steps 5"),
         ("nlp/speed.py", "tokens", 4 * 32, "--batch-size 4 --steps 1 --accumulate 2 --amp"),
+        (
+            "asr/speed.py",
+            "frames",
+            4 * 21,
+            "--batch-size 4 --steps 2 --set model_options.layers=1 --set model_options.states=9",
+        ),
     ],
 )
 def test_the_loop_is_compared_with_a_bare_one(tmp_path, script, unit, a_step, words):
@@ -320,6 +328,22 @@ def test_the_loop_is_compared_with_a_bare_one(tmp_path, script, unit, a_step, wo
         assert row["seconds"] > 0
         assert row[f"{unit}_per_second"] == pytest.approx(a_step / row["seconds"], rel=1e-3)
     assert f"| {unit}/s (quartiles) " in done.stdout
+
+
+def test_making_batches_is_told_from_the_rest_of_a_step(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(loops.time, "perf_counter", lambda: clock[0])
+
+    def batches(indices):
+        for chosen in indices:
+            clock[0] += 1
+            yield (chosen,)
+
+    timed = loops.Timed(SimpleNamespace(train_batches=batches))
+    for _ in timed.task.train_batches(torch.arange(12).split(2)):
+        clock[0] += 3
+    assert timed.seconds == [4.0] * 4
+    assert timed.data_share == 0.25
 
 
 def test_turns_are_fewer_where_time_is_short():
