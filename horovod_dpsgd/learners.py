@@ -261,13 +261,15 @@ def use_threads(learners: Learners) -> int:
     return threads
 
 
-def use_gpu(learners: Learners) -> None:
-    """Make this learner's GPU PyTorch's current one: those that a process sees are dealt out by rank on the node.
+def use_device(learners: Learners, device: str) -> None:
+    """For "cuda" make this learner's GPU PyTorch's current one: those that a process sees are dealt out by rank on the
+    node. For "cpu" there is nothing to do.
 
     Where the launcher shows each process one GPU of its own, that is it; where there are fewer GPUs than learners, they
     share.
     """
-    torch.cuda.set_device(learners.local_rank % torch.cuda.device_count())
+    if device == "cuda":
+        torch.cuda.set_device(learners.local_rank % torch.cuda.device_count())
 
 
 def seed_everything(seed: int) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from horovod_dpsgd.learners import use_gpu
+from horovod_dpsgd.learners import use_device
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -24,7 +24,8 @@ def test_learners_of_a_host_take_its_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     for local_rank in range(6):
-        use_gpu(SimpleNamespace(local_rank=local_rank))
+        use_device(SimpleNamespace(local_rank=local_rank), "cuda")
+        use_device(SimpleNamespace(local_rank=local_rank), "cpu")
     assert taken == [0, 1, 2, 3, 0, 1]
 
 

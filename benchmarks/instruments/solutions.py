@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import tasks
 from horovod_dpsgd.diagnostics.objective import Objective
 from horovod_dpsgd.errors import UserError
-from horovod_dpsgd.learners import Learners, use_gpu
+from horovod_dpsgd.learners import Learners, use_device
 from horovod_dpsgd.training import Batch, Recipe, Task, checkpoint
 from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.checkpoint import Manifest
@@ -111,8 +111,7 @@ def open_runs(folders: list[Path], samples: int, data_dir: Path | None, device: 
                 raise UserError(f"{runs[0].name} and {run.name} share no landscape: {key} {one!r} and {other!r}")
     given = {key: value for key, value in (("data_dir", data_dir), ("device", device)) if value is not None}
     recipe = recipes.load(str(runs[0].folder / CONFIG), runs[0].folder, given)
-    if recipe.device == "cuda":
-        use_gpu(us)
+    use_device(us, recipe.device)
     return Landscape(runs, make_task(recipe, tasks.find(recipe.task), us), recipe.device, samples)
 
 

@@ -122,8 +122,7 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
 
     us = replace(learners_module.start(), stall_timeout=recipe.stall_timeout)
     learners_module.use_threads(us)
-    if recipe.device == "cuda":
-        learners_module.use_gpu(us)
+    learners_module.use_device(us, recipe.device)
     requests = Requests()
     with requests.listening():
         try:
