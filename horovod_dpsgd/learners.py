@@ -19,15 +19,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
 
+from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.waiting import StallError, wait_until
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+Result = TypeVar("Result")
 
 STALL_TIMEOUT = 300.0  # seconds
 LAST_WORDS = 0.5  # seconds between the reason and the end of a job
@@ -145,6 +148,14 @@ class Learners:
         self.barrier(what)  # allgather spins, so it begins when all are there
         return self.world.allgather(thing)
 
+    def all_or_none(self, work: Callable[[], Result], what: str) -> Result:
+        """What `work` gives on this learner. Raises, on all learners, the first UserError that it raises on any."""
+        made = attempt(work)
+        for problem in self.gather(made if isinstance(made, UserError) else None, what):
+            if problem is not None:
+                raise problem
+        return cast(Result, made)
+
     def broadcast(self, thing: Any, root: int = 0) -> Any:
         """The root's `thing` (any small picklable object), on every learner."""
         self.barrier("a broadcast")
@@ -155,6 +166,14 @@ class Learners:
         host = tensor.detach().cpu().contiguous()
         self.wait(self.world.Ibcast(host.view(-1).view(torch.uint8).numpy(), root), "a broadcast")
         tensor.detach().copy_(host)
+
+
+def attempt(work: Callable[[], Result]) -> Result | UserError:
+    """What `work` gives, or the UserError that it raises."""
+    try:
+        return work()
+    except UserError as error:
+        return error
 
 
 def _in_place() -> Any:

@@ -31,13 +31,18 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
     Weights differ between learners: evaluate inside `with optimizer.averaged():`, where the model holds their mean.
     Between steps others read them: change them by `load_state_dict` alone, and copy what you keep (see `DPSGD`).
 
+    Mixed precision is `torch.autocast` with bfloat16: `torch.amp.GradScaler` would leave out steps of one learner, for
+    whom its partners then wait, so `step` raises RuntimeError under it.
+
     On GPUs call `torch.cuda.set_device(horovod_dpsgd.local_rank() % torch.cuda.device_count())` before the model is
     made.
 
     Constructing, stepping, `averaged`, `load_state_dict` and `close` are collective. Raises ValueError for a model that
-    `FlatParameters` cannot hold or that differs between learners, if the optimizer's parameters are not the model's
-    trainable ones, and if the topologies differ.
+    `FlatParameters` cannot hold or that differs between learners, if the optimizer lacks a trainable parameter of the
+    model or holds one of another, and if the topologies differ.
     """
+
+    _step_supports_amp_scaling = True  # has GradScaler call `step` always, and set `found_inf` before
 
     def __init__(
         self,
@@ -52,7 +57,7 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         trainable = {id(p) for p in model.parameters() if p.requires_grad}
         if held - {id(p) for p in model.parameters()} or trainable - held:
-            raise ValueError("the optimizer must hold the trainable parameters of the model, all of them and no others")
+            raise ValueError("the optimizer must hold all trainable parameters of the model, and none of another")
         self.optimizer = optimizer
         self.algorithm = DPSGD(optimizer, model, us, Settings(_topology(topology, us, seed), seed=seed))
         self.algorithm.begin_step()
@@ -62,15 +67,19 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of DPSGD; returns what `closure`, if given, returned. Raises RuntimeError after `close`."""
-        if self._closed:
-            raise RuntimeError("the optimizer is closed")
+        self._check_open()
+        if hasattr(self, "found_inf"):
+            raise RuntimeError(
+                "torch.amp.GradScaler leaves out one learner's steps, and its partners would wait: use torch.autocast "
+                "with torch.bfloat16, without a scaler"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if any(p.grad is not None for p in self._frozen):
             raise RuntimeError(
-                "a parameter that was frozen when the optimizer was wrapped has a gradient: wrap it anew"
+                "a parameter that was frozen when the optimizer was wrapped has a gradient: close it, and wrap anew"
             )
         self.algorithm.end_step()
         self.algorithm.begin_step()
@@ -84,7 +93,12 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         """Leave the exchange; the model keeps this learner's weights. Called at exit if not before. Collective."""
         if not self._closed:
             self._closed = True
+            atexit.unregister(self._close_at_exit)  # which would keep the model alive until then
             self.algorithm.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the optimizer is closed")
 
     def _close_at_exit(self) -> None:
         try:
@@ -100,7 +114,8 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         return self.algorithm.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave on this learner."""
+        """Go on from what `state_dict` gave on this learner. Raises RuntimeError after `close`."""
+        self._check_open()
         self.algorithm.load_state_dict(state_dict)
         self.algorithm.begin_step()
 

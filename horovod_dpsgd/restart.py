@@ -38,7 +38,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self.told_to_end = False
-        self._early: list[int] = []  # signals that came before the job was there
+        self._early: list[int] = []  # signals that came while there was no job
         self._job: subprocess.Popen[bytes] | None = None
         for each in FORWARDED:
             signal.signal(each, self._forward)
@@ -47,13 +47,15 @@ class Launcher:
         """The status of `command`, as shells report it: 128 + N if signal N ended it, 127 if it cannot start."""
         try:
             # In a session of its own, where signals reach it by us alone; and it is not to outlive us.
-            self._job = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
-            for number in self._early:
-                self._job.send_signal(number)
+            job = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
         except OSError as error:
             say(f"{command[0]} cannot be started: {error.strerror}")
             return NOT_STARTED
-        status = self._job.wait()
+        self._job = job  # from here on signals go to it
+        while self._early:
+            job.send_signal(self._early.pop(0))
+        status = job.wait()
+        self._job = None
         return 128 - status if status < 0 else status
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
@@ -70,21 +72,23 @@ def main() -> int:
     for restarts in range(given.max_restarts + 1):
         hosts = [host for host in given.hosts if _answers(host, given.check)]
         words = fill(command, hosts, given.sizes) if given.hosts else command
-        if words is None:
-            say(f"no start: {sum(slots for _, slots in hosts)} slots are left, and the job needs {min(given.sizes)}")
-            return LOST
         if launcher.told_to_end:
             return INTERRUPTED
-        say(f"{'restart ' + str(restarts) if restarts else 'start'}: {shlex.join(words)}")
-        began = time.monotonic()
-        status = launcher.run(words)
-        if status in (BAD_INPUT, INTERRUPTED, NOT_STARTED) or launcher.told_to_end:
-            return status
-        if status == 0 and (given.done is None or given.done.exists()):
-            return status
-        lost = "" if status else f", but {given.done} is not there"
-        say(f"the job ended with status {status}{lost} after {time.monotonic() - began:.0f} s")
-        status = status or LOST
+        if words is None:  # perhaps a host will be back
+            needed = min(given.sizes or [1])
+            say(f"no start: {sum(slots for _, slots in hosts)} slots are left, and the job needs {needed}")
+            status = LOST
+        else:
+            say(f"{'restart ' + str(restarts) if restarts else 'start'}: {shlex.join(words)}")
+            began = time.monotonic()
+            status = launcher.run(words)
+            if status in (BAD_INPUT, INTERRUPTED, NOT_STARTED) or launcher.told_to_end:
+                return status
+            if status == 0 and (given.done is None or given.done.exists()):
+                return status
+            lost = "" if status else f", but {given.done} is not there"
+            say(f"the job ended with status {status}{lost} after {time.monotonic() - began:.0f} s")
+            status = status or LOST
         if restarts < given.max_restarts:
             time.sleep(given.pause)
     say(f"giving up after {given.max_restarts} restart(s)")

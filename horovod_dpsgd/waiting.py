@@ -39,14 +39,12 @@ class Backoff:
             self.sleep = min(2 * self.sleep, LONGEST_SLEEP)
 
 
-def wait_until(done: Callable[[], bool], describe: Callable[[], str], stall_timeout: float) -> float:
-    """Poll `done` until it is true; return the seconds waited.
+def wait_until(done: Callable[[], bool], describe: Callable[[], str], stall_timeout: float) -> None:
+    """Poll `done` until it is true.
 
     `describe()` is one line that names who is waited for. It is logged as a warning after 10 s, 20 s, 40 s, ..., and is
     the message of the `StallError` raised after `stall_timeout` seconds (0: wait for ever).
     """
-    if done():
-        return 0.0
     start = time.perf_counter()
     next_warning = FIRST_WARNING
     backoff = Backoff()
@@ -58,4 +56,3 @@ def wait_until(done: Callable[[], bool], describe: Callable[[], str], stall_time
         if waited >= next_warning:
             log.warning("%s; waiting for %.0f s", describe(), waited)
             next_warning *= 2
-    return time.perf_counter() - start

@@ -27,3 +27,9 @@ def test_a_learner_that_stops_under_ssgd_ends_the_job_after_the_stall_timeout(mp
     assert done.returncode != 0
     assert "trained to the end" not in done.stdout
     assert re.search(r"stalled|[Ss]tall", done.stdout + done.stderr), done.stderr
+
+
+def test_a_model_that_one_learner_cannot_make_is_one_line_and_status_2(mpirun, tmp_path):
+    options = ["--synthetic", "--max-steps", 2, "--batch-size", 300, "--output", tmp_path]
+    done = mpirun(3, PROGRAMS / "one_model_fails.py", *options, status=2, timeout=60)
+    assert done.stderr.count("the file of weights is damaged here") == 1, done.stderr

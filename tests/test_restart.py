@@ -70,9 +70,17 @@ def test_hosts_that_do_not_answer_are_left_out(tmp_path):
     assert (tmp_path / "placed").read_text().splitlines() == ["16 host1:8,host2:8", "8 host1:8"]
     assert "host2 does not answer" in done.stderr
     (tmp_path / "host1").unlink()
-    none_left = run(*words, *job(tmp_path / "log", "exit 0"))
+    none_left = run("--max-restarts", 1, *words, *job(tmp_path / "log", "exit 0"))
     assert none_left.returncode == 1
-    assert "0 slots are left, and the job needs 4" in none_left.stderr
+    assert none_left.stderr.count("0 slots are left, and the job needs 4") == 2
+
+
+def test_a_host_that_comes_back_is_waited_for(tmp_path):
+    there = tmp_path / "host1"
+    asked = f"sh -c 'test -e {there} || {{ touch {there}; exit 1; }}'"
+    done = run("--hosts", "host1:8", "--check", asked, *job(tmp_path / "log", "exit 0"))
+    assert (starts(tmp_path / "log"), done.returncode) == (1, 0), done.stderr
+    assert "0 slots are left, and the job needs 1" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from horovod_dpsgd import topology
+from horovod_dpsgd.algorithms.adpsgd import initiates
 from horovod_dpsgd.topology import TOPOLOGIES, create, second_eigenvalue
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 16)
@@ -256,3 +257,21 @@ def test_an_unknown_name_is_answered_with_all_names():
 def test_no_learners_at_all_is_refused(name):
     with pytest.raises(ValueError, match="not 0"):
         create(name, 0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("name", ["matching", "exponential"])
+def test_the_two_of_a_pair_begin_their_averages_in_turn(name, n):
+    """Else a learner that is slow would be averaged with by some, and wait to be by others."""
+    topo = create(name, n, seed=3)
+    begun = np.zeros((n, n))
+    for step in range(4000):
+        for rank in range(n):
+            partner = topo.partner(step, rank)
+            if partner is not None:
+                mine, theirs = (initiates(*pair, step // topo.period) for pair in ((rank, partner), (partner, rank)))
+                assert mine != theirs
+                begun[rank, partner] += mine
+    pairs = begun + begun.T
+    assert (pairs > 0).any()
+    assert (abs(begun - begun.T) <= 1 + 4 * np.sqrt(pairs)).all()

@@ -154,6 +154,9 @@ def test_divergence_is_a_result_and_no_crash(mpirun, tmp_path):
     ended = result(tmp_path)
     assert ended["diverged"]
     assert ended["diverged_at_step"] < ended["steps"] < 200
+    again = mpirun(2, TRAIN, "--output", tmp_path, "--resume", "auto")
+    assert f"the run has ended, after {ended['steps']} steps" in again.stdout, "also where it left no checkpoint"
+    assert result(tmp_path) == ended
 
 
 @pytest.mark.slow

@@ -42,7 +42,8 @@ class ADPSGD(Decentralized):
     def begin_step(self) -> None:
         rank = self.learners.rank
         partner = self.topology.partner(self.step, rank)
-        self.exchange.begin(partner if partner is not None and initiates(rank, partner, self.step) else None)
+        round_ = self.step // self.topology.period  # in which every pair meets at most once
+        self.exchange.begin(partner if partner is not None and initiates(rank, partner, round_) else None)
 
     def end_step(self) -> None:
         self.clip_gradients()
@@ -64,6 +65,6 @@ class ADPSGD(Decentralized):
         return self.parameters.nbytes * len(counted) // max(1, len(partners))
 
 
-def initiates(rank: int, partner: int, step: int) -> bool:
-    """Whether `rank` and not `partner` begins their average of this step; the two agree, and take turns."""
-    return (rank < partner) == ((rank + partner + step) % 2 == 0)
+def initiates(rank: int, partner: int, round_: int) -> bool:
+    """Whether `rank` and not `partner` begins their average of this round; the two agree, and take turns by rounds."""
+    return (rank < partner) == ((rank + partner + round_) % 2 == 0)

@@ -101,7 +101,10 @@ class Algorithm(ABC):
         return None
 
     def settle(self) -> None:
-        """Return when nothing is under way between learners, in between steps. Collective."""
+        """Return when no other learner will change this one's weights, in between steps. Collective.
+
+        Only under an asynchronous algorithm there is anything to wait for.
+        """
         return None
 
     def clip_gradients(self) -> None:
@@ -147,13 +150,13 @@ def start_alike(model: nn.Module, learners: Learners) -> None:
 
 @contextmanager
 def averaged_buffers(model: nn.Module, learners: Learners) -> Iterator[None]:
-    """Inside the block BatchNorm's running statistics, and all float buffers, are means over learners. Collective."""
-    buffers = floating_buffers(model)
-    before = [b.clone() for b in buffers]
-    for b in buffers:
+    """Inside the block BatchNorm's running statistics, and all float buffers, are means over learners; afterwards all
+    buffers are as before. Collective."""
+    before = [(b, b.clone()) for b in model.buffers()]
+    for b in floating_buffers(model):
         b.copy_(learners.mean(b.double()))
     try:
         yield
     finally:
-        for b, saved in zip(buffers, before, strict=True):
+        for b, saved in before:
             b.copy_(saved)

@@ -1,4 +1,5 @@
-"""The exchange with everyone on several nodes: w_s = w_a by an all-reduce that starts before the forward pass."""
+"""The exchange with everyone, on several nodes or from GPUs: w_s = w_a by an all-reduce that starts before the forward
+pass."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from horovod_dpsgd.gossip.progress import completion
 from horovod_dpsgd.gossip.slots import SlotExchange, mix_into
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters
-from horovod_dpsgd.waiting import wait_until
 
 
 class AllReduceExchange(SlotExchange):
@@ -30,12 +30,12 @@ class AllReduceExchange(SlotExchange):
         self._done = self._engine.submit(completion(request)).done if self._engine else request.Test
 
     def _wait_for_others(self) -> None:
-        wait_until(self._done, self._describe, self.learners.stall_timeout)
+        self.learners.wait_until(self._done, "the all-reduce of the weights")
 
-    def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[None]:
+    def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[Tensor]:
         for block, total in zip(blocks, self._sum.to(self.weights.device).split(sizes), strict=True):
             mix_into(block, [total], [1 / self.learners.size])
-            yield
+            yield block
 
     def settle(self) -> None:
         self._wait_for_others()
@@ -43,6 +43,3 @@ class AllReduceExchange(SlotExchange):
     def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
         """Those of a ring all-reduce of the weights."""
         return self.learners.ring_all_reduce_bytes(self.parameters.nbytes, between_nodes)
-
-    def _describe(self) -> str:
-        return f"{self._here()}: not everyone has joined the all-reduce of the weights"

@@ -81,8 +81,10 @@ class NeighbourExchange(SlotExchange):
         self._inboxes: list[Tensor] = []  # landing places, for as many as ever came at once
         self._inbox: dict[int, Tensor] = {}  # which of them is this step's of which learner
         self._staging = staging(parameters.device)
-        if parameters.device.type == "cuda" and learners.size > 1:
-            self.window.pin()
+        if learners.size > 1:
+            self.window.touch()
+            if parameters.device.type == "cuda":
+                self.window.pin()
         slots = self.window.areas
         if self.staged:
             slots = [parameters.zeros() for _ in range(2)]
@@ -128,7 +130,7 @@ class NeighbourExchange(SlotExchange):
     def _mixes(self) -> bool:
         return bool(self.partners)  # a learner that sits out stays in its slot, which nobody reads this step
 
-    def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[None]:
+    def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[Tensor]:
         own = self._slots[1 - self.slot]
         terms: dict[int, tuple[float, Tensor]] = {self.learners.rank: (self.row[self.learners.rank], own)}
         areas = [self._weights_of(k) for k in self.partners]
@@ -145,7 +147,7 @@ class NeighbourExchange(SlotExchange):
         parts = zip(*(term.split(sizes) for _, term in ordered), strict=True)
         for block, part in zip(blocks, parts, strict=True):
             mix_into(block, part, coefficients)
-            yield
+            yield block
 
     def publish(self) -> None:
         super().publish()

@@ -23,11 +23,12 @@ from horovod_dpsgd.gossip.progress import IDLE, Job
 from horovod_dpsgd.gossip.slots import SlotExchange, mix_into
 from horovod_dpsgd.gossip.window import Window
 from horovod_dpsgd.learners import Learners
-from horovod_dpsgd.parameters import ALIGNMENT, FlatParameters
+from horovod_dpsgd.parameters import FlatParameters
 from horovod_dpsgd.topology import Hierarchical
 from horovod_dpsgd.waiting import wait_until
 
 PUBLISHED, MIXED = 0, 1  # the counters: for how many steps, from step 0 on, there are w, and this learner's segment
+SEGMENT_UNIT = 64  # elements: copies out of segments are of whole cache lines, whatever the dtype
 MEAN = 2  # the area behind the two slots: this learner's segment of the mean, and of the mix
 
 
@@ -58,6 +59,7 @@ class NodeExchange(SlotExchange):
         self._segments = [segment(learners, rank, parameters.numel) for rank in range(learners.size)]
         self.start, self.stop = self._segments[learners.rank]
         self.window = Window(learners, lambda rank: _areas(learners, rank, parameters.numel), parameters.dtype)
+        self.window.touch()
         self._inbox = torch.zeros(self.stop - self.start, dtype=parameters.dtype)
         self._waits_for = learners.rank  # for stall messages
         self._done: Callable[[], bool] = lambda: True  # what `begin` started
@@ -97,7 +99,7 @@ class NodeExchange(SlotExchange):
         for k in self._locals:
             wait_until(partial(self._has_mixed, k), partial(self._late, k), self.learners.stall_timeout)
 
-    def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[None]:
+    def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[Tensor]:
         segments = [(*self._segments[k], self.window.area(k, MEAN)) for k in self._locals]
         begin = 0
         for block in blocks:
@@ -107,7 +109,7 @@ class NodeExchange(SlotExchange):
                 if low < high:
                     block[low - begin : high - begin].copy_(mixed[low - start : high - start])
             begin = end
-            yield
+            yield block
 
     # 1 and 2. Everyone who read the last step's mean here has published since.
 
@@ -168,9 +170,9 @@ def _advance(job: Job) -> bool:
 def segment(learners: Learners, rank: int, numel: int) -> tuple[int, int]:
     """The part of `numel` elements that a learner works on for its node, as (start, stop)."""
     place, size = learners.local_rank_of(rank), learners.node_of.count(learners.node_of[rank])
-    unit = ALIGNMENT  # elements: copies out of segments are of whole cache lines, whatever the dtype
-    units = -(-numel // unit)
-    return min(numel, units * place // size * unit), min(numel, units * (place + 1) // size * unit)
+    units = -(-numel // SEGMENT_UNIT)
+    start, stop = (units * end // size * SEGMENT_UNIT for end in (place, place + 1))
+    return min(numel, start), min(numel, stop)
 
 
 def _areas(learners: Learners, rank: int, numel: int) -> list[int]:

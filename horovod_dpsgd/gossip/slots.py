@@ -70,10 +70,10 @@ class SlotExchange(ABC):
         sizes = [self.parameters.numel] if update is None else update.sizes
         blocks = self.weights.split(sizes)
         self.exposed_seconds = 0.0
-        for index, _ in enumerate(self._mixing(blocks, sizes) if mixes else blocks):
+        for index, block in enumerate(self._mixing(blocks, sizes) if mixes else blocks):
             self.exposed_seconds += time.perf_counter() - start
             if update is not None:
-                update(index, blocks[index])
+                update(index, block)
             start = time.perf_counter()
 
     def publish(self) -> None:
@@ -107,8 +107,8 @@ class SlotExchange(ABC):
         return True
 
     @abstractmethod
-    def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[None]:
-        """Write w_s into `blocks` of the current slot (the other one holds w), and yield after each."""
+    def _mixing(self, blocks: Sequence[Tensor], sizes: list[int]) -> Iterator[Tensor]:
+        """Write w_s into `blocks` of the current slot (the other one holds w), and yield each when it is written."""
 
     def _free(self) -> None:
         """Release what was allocated. Collective."""

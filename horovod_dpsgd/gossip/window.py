@@ -35,7 +35,7 @@ class Window:
     """Counters and areas of weights of every learner of this node. Creating and freeing it is collective.
 
     sizes_of: the elements of each area of a learner, by rank; dtype: any floating one.
-    `areas` are this learner's own, as tensors; they take no room until they are written.
+    `areas` are this learner's own, as tensors; they take no room until they are written, or `touch` is called.
     """
 
     def __init__(self, learners: Learners, sizes_of: Callable[[int], Sequence[int]], dtype: torch.dtype) -> None:
@@ -58,6 +58,11 @@ class Window:
         self._pinned: list[int] = []
         self._own.counters[:] = 0
         self.areas = self._own.areas
+
+    def touch(self) -> None:
+        """Have all of this learner's part take room now, so that whoever makes the next window knows what is left."""
+        for area in self.areas:
+            area.zero_()
 
     def pin(self) -> None:
         """Page-lock (pin) the memory of this node's learners, so that the GPU copies it asynchronously. Collective.

@@ -155,10 +155,12 @@ def _prepare(
         )
     task = make_task(recipe, tasks[recipe.task], us)
     check_alike(us, recipe)  # and what has been imported for the task
-    if manifest and _agree(us, partial(_is_over, folder, manifest.step >= recipe.total_steps(task.samples))):
+    all_done = manifest is not None and manifest.step >= recipe.total_steps(task.samples)
+    steps = _agree(us, partial(_ended_after, folder, all_done)) if given.resume else None
+    if steps is not None:
         if us.rank == 0:
             print(
-                f"{folder}: the run has ended, after {manifest.step} steps; nothing is left to do "
+                f"{folder}: the run has ended, after {steps} steps; nothing is left to do "
                 "(--max-steps or --epochs trains longer, unless it has diverged)"
             )
         return None
@@ -172,13 +174,17 @@ def _prepare(
     return trainer
 
 
-def _is_over(folder: Path, all_steps_done: bool) -> bool:
-    """Whether a run that is resumed has its result already."""
+def _ended_after(folder: Path, all_steps_done: bool) -> int | None:
+    """After how many steps a run has ended that is to be resumed; None if something is left to do.
+
+    One that diverged may have no checkpoint.
+    """
     try:
-        ended = json.loads((folder / RESULT).read_text())["ended"]
+        result = json.loads((folder / RESULT).read_text())
     except OSError:
-        return False
-    return all_steps_done or ended == "diverged"
+        return None
+    steps: int = result["steps"]
+    return steps if all_steps_done or result["ended"] == "diverged" else None
 
 
 def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str) -> Recipe:
@@ -256,11 +262,7 @@ def make_task(recipe: Recipe, make: TaskFactory, us: Learners) -> Task:
     patient = replace(us, stall_timeout=0)  # fetching and decoding take as long as they take
     for fetching in (True, False):
         mine = (us.local_rank == 0) == fetching
-        made = _attempt(partial(make, recipe, fetching)) if mine else None
-        found = made if isinstance(made, UserError) else None
-        for problem in patient.gather(found, "the preparation of the data"):
-            if problem is not None:
-                raise problem
+        made = patient.all_or_none(partial(make, recipe, fetching) if mine else lambda: None, "preparing the data")
         task = made if mine else task
     assert isinstance(task, Task)
     everyone = us.gather((task.samples, task.data))
@@ -273,17 +275,10 @@ def make_task(recipe: Recipe, make: TaskFactory, us: Learners) -> Task:
 
 def _agree(us: Learners, work: Callable[[], Result]) -> Result:
     """What `work` gives on rank 0, or the UserError it raises there, on all learners. Collective."""
-    outcome = us.broadcast(_attempt(work) if us.rank == 0 else None)
+    outcome = us.broadcast(learners_module.attempt(work) if us.rank == 0 else None)
     if isinstance(outcome, UserError):
         raise outcome
     return cast(Result, outcome)
-
-
-def _attempt(work: Callable[[], Result]) -> Result | UserError:
-    try:
-        return work()
-    except UserError as error:
-        return error
 
 
 def _interruption(trainer: Trainer) -> str:

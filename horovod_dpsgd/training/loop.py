@@ -63,15 +63,15 @@ class Trainer:
         self.total_steps = recipe.total_steps(task.samples)
         self.schedule = recipe.schedule(task.samples)
         seed_everything(recipe.seed)
-        self.model = task.make_model().to(recipe.device)
+        self.model = learners.all_or_none(task.make_model, "making the model").to(recipe.device)
         settings = algorithms.Settings(
-            topology.create(recipe.topology, learners.size, recipe.seed, learners.node_of),
-            recipe.compression == "bfloat16",
-            recipe.noise_std,
-            recipe.seed,
-            recipe.clip_norm,
-            recipe.accumulate,
-            recipe.mix_moments,
+            topology=topology.create(recipe.topology, learners.size, recipe.seed, learners.node_of),
+            compressed=recipe.compression == "bfloat16",
+            noise_std=recipe.noise_std,
+            seed=recipe.seed,
+            clip_norm=recipe.clip_norm,
+            accumulate=recipe.accumulate,
+            mix_moments=recipe.mix_moments,
         )
         optimizer = recipe.make_optimizer(self.model)
         # The same weights, and called as the model is

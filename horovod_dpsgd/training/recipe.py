@@ -92,7 +92,7 @@ class Recipe(BaseModel):
     # What is written, in steps; 0: never (evaluation always comes at the end)
     log_every: int = Field(50, gt=0)
     eval_every: int = Field(0, ge=0)
-    checkpoint_every: int = Field(1000, ge=0)  # one is always written at the end
+    checkpoint_every: int = Field(1000, ge=0)  # and at the end, unless it has diverged
     checkpoint_minutes: float = Field(0.0, ge=0, le=1e6)  # one also when there was none for so long; 0: not for that
     keep: int = Field(3, ge=0)  # so many checkpoints, the newest; 0: all
     diagnostics: bool = False

@@ -1,7 +1,9 @@
 """`DecentralizedOptimizer` in a script of one's own: scheduler, parameter groups, state_dict, averaged evaluation."""
 
 import copy
+import gc
 import sys
+import weakref
 
 import problems
 import pytest
@@ -55,9 +57,21 @@ with optimizer.averaged():
     torch.testing.assert_close(problems.flat(net), torch.stack(everyone).mean(0))
 with pytest.raises(RuntimeError, match="is closed"):
     optimizer.step()
+with pytest.raises(RuntimeError, match="is closed"):
+    optimizer.load_state_dict(saved)
+scaler = torch.amp.GradScaler("cpu")
+again = dpsgd.DecentralizedOptimizer(inner, net, topology=given.topology)
+scaler.scale(problems.loss(net, problems.batch(0, dpsgd.rank()))).backward()
+with pytest.raises(RuntimeError, match="GradScaler leaves out"):
+    scaler.step(again)
+again.close()
+forgotten = weakref.ref(again)
+del again, scaler
+gc.collect()
+assert forgotten() is None, "nothing keeps an optimizer that was closed"
 
 for wrong in (torch.optim.SGD(first, lr=0.1), torch.optim.SGD([*net.parameters(), torch.nn.Parameter(torch.ones(1))])):
-    with pytest.raises(ValueError, match="all of them and no others"):
+    with pytest.raises(ValueError, match="all trainable parameters of the model"):
         dpsgd.DecentralizedOptimizer(wrong, net)
 if us.size > 1:
     with pytest.raises(ValueError, match="topologies differ"):
