@@ -20,6 +20,7 @@ class Topology(ABC):
 
     name: str
     relabelled = False  # T_t is one matrix with its learners renamed by a random permutation
+    summed = False  # weights may be summed on their way, and a sum is not to be rounded again: no compression
 
     def __init__(self, size: int, seed: int = 0) -> None:
         if size < 1:
@@ -153,6 +154,7 @@ class Complete(Topology):
     """Everyone averages with everyone: w_s = w_a, as in the paper's MNIST experiment (Section 2.2)."""
 
     name = "complete"
+    summed = True
 
     def row(self, step: int, rank: int) -> dict[int, float]:
         return dict.fromkeys(range(self.size), 1 / self.size)
@@ -186,6 +188,7 @@ class Hierarchical(Topology):
     """
 
     name = "hierarchical"
+    summed = True
 
     def __init__(self, size: int, seed: int = 0, node_of: Sequence[int] = ()) -> None:
         """node_of: the number, 0 to N-1, of every learner's node; if not given, all are on one."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from benchmarks.comm import models
-from horovod_dpsgd.gossip.exchange import UNCOMPRESSED
 from horovod_dpsgd.learners import Learners, environment_rank
 from horovod_dpsgd.topology import TOPOLOGIES, Matching
 
@@ -72,7 +71,7 @@ def add_exchange(p: Parser, concerns: str = "the gossip exchange") -> None:
 
 def check_exchange(p: Parser, given: argparse.Namespace) -> None:
     """Refuse a topology that exchanges no compressed weights with --compression."""
-    if given.compression != "none" and issubclass(TOPOLOGIES[given.topology], UNCOMPRESSED):
+    if given.compression != "none" and TOPOLOGIES[given.topology].summed:
         p.error(f"--compression {given.compression}: topology {given.topology} exchanges no compressed weights")
 
 

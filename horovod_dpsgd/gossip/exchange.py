@@ -22,8 +22,6 @@ from horovod_dpsgd.topology import Complete, Hierarchical, Topology
 # and 19 at 5 learners; 2.2 and 3.6, 18 and 6, 282 and 34 at 16. Two learners have nothing to divide.
 DIVIDE_FROM = 1_000_000  # weights
 
-UNCOMPRESSED = (Complete, Hierarchical)  # their weights are summed on the way, and a sum is not to be rounded again
-
 
 def create(
     learners: Learners, parameters: FlatParameters, topology: Topology, compressed: bool = False
@@ -34,7 +32,7 @@ def create(
     weights are summed on the way, and for `hierarchical` weights on a GPU.
     """
     everyone = isinstance(topology, Complete)
-    if compressed and isinstance(topology, UNCOMPRESSED):
+    if compressed and topology.summed:
         raise ValueError(f"topology {topology.name} exchanges no compressed weights: choose one with few partners")
     if isinstance(topology, Hierarchical):
         return NodeExchange(learners, parameters, topology)

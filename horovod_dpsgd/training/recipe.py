@@ -112,8 +112,9 @@ class Recipe(BaseModel):
             raise ValueError("noise_std must be above 0 for ssgd-star, and belongs to no other algo")
         if self.diagnostics and self.algo == "adpsgd":
             raise ValueError("diagnostics need all learners at one step, where adpsgd's never are")
-        if self.compression != "none" and (self.algo != "dpsgd" or self.topology in ("complete", "hierarchical")):
-            raise ValueError("compression is for algo dpsgd, and topologies other than complete and hierarchical")
+        if self.compression != "none" and (self.algo != "dpsgd" or TOPOLOGIES[self.topology].summed):
+            summed = " and ".join(name for name, topology in TOPOLOGIES.items() if topology.summed)
+            raise ValueError(f"compression is for algo dpsgd, and topologies other than {summed}")
         if self.mix_moments and (self.algo != "dpsgd" or self.compression != "none"):
             raise ValueError("mix_moments is for algo dpsgd, without compression")
         if self.mix_moments and self.optimizer == "sgd" and not self.momentum:
