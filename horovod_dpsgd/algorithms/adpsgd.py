@@ -47,8 +47,8 @@ class ADPSGD(Decentralized):
 
     def end_step(self) -> None:
         self.clip_gradients()
-        with self.update as update:  # x_j <- x_j - alpha grad L_j(w_j), done to each block of weights when
-            self.exchange.mix(update)  # x_j <- (x_j + x_k) / 2 has been computed for it
+        with self.update as blocks:  # x_j <- x_j - alpha grad L_j(w_j), done to each block of weights when
+            self.exchange.mix(blocks)  # x_j <- (x_j + x_k) / 2 has been computed for it
         self.exposed_seconds = self.exchange.exposed_seconds
         self.step += 1
 

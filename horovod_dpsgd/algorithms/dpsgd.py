@@ -55,8 +55,8 @@ class DPSGD(Decentralized):
     def end_step(self) -> None:
         self.clip_gradients()
         self.moments.mix()
-        with self.update as update:  # w_j(t+1) = w_s,j(t) - alpha grad L_j(w_j(t)), done to each block of weights when
-            self.exchange.mix(update)  # w_s,j(t) = sum_k T_t[j,k] w_k(t) has been computed for it
+        with self.update as blocks:  # w_j(t+1) = w_s,j(t) - alpha grad L_j(w_j(t)), done to each block of weights when
+            self.exchange.mix(blocks)  # w_s,j(t) = sum_k T_t[j,k] w_k(t) has been computed for it
         self.exchange.publish()
         self.moments.publish()
         self.exposed_seconds = self.exchange.exposed_seconds + self.moments.exposed_seconds
