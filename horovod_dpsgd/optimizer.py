@@ -69,6 +69,8 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         """One step of DPSGD; returns what `closure`, if given, returned. Raises RuntimeError after `close`."""
         self._check_open()
         if hasattr(self, "found_inf"):
+            for name in ("found_inf", "grad_scale"):  # of the scaler, which would do this after the step
+                vars(self).pop(name, None)
             raise RuntimeError(
                 "torch.amp.GradScaler leaves out one learner's steps, and its partners would wait: use torch.autocast "
                 "with torch.bfloat16, without a scaler"

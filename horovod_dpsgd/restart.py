@@ -7,7 +7,8 @@
         horovodrun -np {np} -H {hosts} python benchmarks/cv/train.py --output runs/a --resume auto --resume-average
 
 With --hosts each of them is asked before every start whether it answers; {hosts} are those that do, and {np} is the
-largest of --sizes that they have slots for. A job that was asked to end (status 143), or that was given bad input
+largest of --sizes that they have slots for. If they are too few they are asked again after --pause, which counts as a
+restart. A job that was asked to end (status 143), or that was given bad input
 (status 2), is not started again. With --done FILE, as runs/a/result.json, a job has ended when the file is there:
 Open MPI's mpirun may end with status 0 when a host is lost. SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are passed on to the
 launcher. Ends with its last status.
@@ -61,7 +62,8 @@ class Launcher:
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self.told_to_end |= number != signal.SIGUSR1
         if self._job is None:
-            self._early.append(number)
+            if number != signal.SIGUSR1:  # without a job there is nothing to save
+                self._early.append(number)
         elif self._job.poll() is None:
             self._job.send_signal(number)
 

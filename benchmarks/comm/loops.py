@@ -70,7 +70,7 @@ def alone(given: argparse.Namespace, bench: str) -> tuple[Learners, Output]:
 
 
 class Timed:
-    """A task that notes when each training batch was asked for, and how long it took to make.
+    """A task that notes when each training batch was asked for, and how long it took to make (if none is made ahead).
 
     shares: of each run of our loop, the part of its timed steps in which batches were made.
     """
@@ -170,7 +170,7 @@ def compare(description: str | None, bench: str, subject: Subject[AnyTask]) -> N
     timed = Timed(task)
     contenders = {BARE: lambda: train_bare(recipe, timed), OURS: lambda: train_ours(recipe, timed, us)}
     seconds = in_turns(contenders, given.turns, given.budget)
-    share = float(np.median(timed.shares))
+    share = float(np.median(timed.shares[1:]))  # the first turn warms up
     report(seconds, recipe.batch_size, output, subject.each(task), subject.unit, data_share=share)
 
 

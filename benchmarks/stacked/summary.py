@@ -38,8 +38,8 @@ def main() -> None:
     given = p.parse_args()
     found = cells([json.loads(line) for line in given.map.read_text().splitlines()])
     if given.figure:
-        if not all(given.over in dict(varied) for varied in found):
-            p.error(f"--over {given.over}: not every run of {given.map} varies it")
+        if not found or not all(_sortable(dict(varied).get(given.over, ""))[0] < math.inf for varied in found):
+            p.error(f"--over {given.over}: not every run of {given.map} has a number for it")
         figures.save(figure(found, given.over), given.figure)
     print(markdown(found))
 
@@ -97,14 +97,17 @@ def figure(cells: Cells, over: str) -> Figure:
     for axes, (title, of_panel) in zip(panels, by_panel.items(), strict=True):
         _draw(axes, of_panel, over)
         axes.set(xlabel=over, ylabel="held-out loss", title=title)
-    panels[0].legend(fontsize="small")
+        axes.legend(fontsize="small")
     return drawing
 
 
 def _draw(axes: Axes, cells: Cells, over: str) -> None:
     at = [float(dict(varied)[over]) for varied in cells]
     for algo in _algorithms(cells):
-        losses = {x: row[algo] for x, row in zip(at, cells.values(), strict=True) if algo in row}
+        losses: dict[float, list[float]] = defaultdict(list)
+        for x, row in zip(at, cells.values(), strict=True):
+            if algo in row:
+                losses[x] += row[algo]
         style = figures.STYLES.get(algo.partition(" ")[0], {"color": "black"})
         axes.plot(list(losses), [np.median(each) for each in losses.values()], label=algo, linewidth=1.8, **style)
         dots = np.array([(x, loss) for x, each in losses.items() for loss in each])
@@ -112,7 +115,8 @@ def _draw(axes: Axes, cells: Cells, over: str) -> None:
         lost = dots[np.isinf(dots[:, 1])]
         axes.plot(lost[:, 0], np.ones(len(lost)), "x", color=style["color"], transform=axes.get_xaxis_transform(),
                   clip_on=False)  # fmt: skip
-    axes.set_xscale("log", base=2)
+    if min(at) > 0:
+        axes.set_xscale("log", base=2)
     axes.set_xticks(at, [f"{x:g}" for x in at], minor=False, rotation=45)
 
 

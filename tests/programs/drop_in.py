@@ -64,6 +64,7 @@ again = dpsgd.DecentralizedOptimizer(inner, net, topology=given.topology)
 scaler.scale(problems.loss(net, problems.batch(0, dpsgd.rank()))).backward()
 with pytest.raises(RuntimeError, match="GradScaler leaves out"):
     scaler.step(again)
+again.step()  # without the scaler it goes on
 again.close()
 forgotten = weakref.ref(again)
 del again, scaler
