@@ -2,7 +2,7 @@
 and what part of a step is taken by drawing its sub-sequences.
 
     python benchmarks/asr/speed.py --data-dir PREPARED               # the narrow LSTM of speech-cpu
-    python benchmarks/asr/speed.py --recipe swb300 --steps 3         # the paper's: 43 million weights
+    python benchmarks/asr/speed.py --recipe swb300 --set lr=0.1 --steps 3      # the paper's: 43 million weights
 
 Speech is made up, if there is no --data-dir. `benchmarks/comm/loops.py` says what is timed.
 """
