@@ -45,6 +45,8 @@ def wait_until(done: Callable[[], bool], describe: Callable[[], str], stall_time
     `describe()` is one line that names who is waited for. It is logged as a warning after 10 s, 20 s, 40 s, ..., and is
     the message of the `StallError` raised after `stall_timeout` seconds (0: wait for ever).
     """
+    if done():  # as most often, in every step
+        return
     start = time.perf_counter()
     next_warning = FIRST_WARNING
     backoff = Backoff()

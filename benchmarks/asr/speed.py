@@ -23,8 +23,6 @@ SPEECH = loops.Subject(
     make_task=SpeechTask,
     settings=["data_options.heldout=1"],  # is evaluated after every turn, which is not what is timed
     of="sub-sequences",
-    batch_size=16,
-    steps=20,
     unit="frames",
     each=lambda task: task.options.unroll,
 )

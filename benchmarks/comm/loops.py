@@ -132,7 +132,7 @@ class Subject(Generic[AnyTask]):
     """What a script compares the loops on.
 
     make_task: of a recipe; raises UserError. settings: those of every recipe, as KEY=VALUE. each: how many of `unit` a
-    sample of that task has. batch_size and steps are defaults.
+    sample of that task has.
     """
 
     recipes: Path
@@ -140,8 +140,6 @@ class Subject(Generic[AnyTask]):
     make_task: Callable[[Recipe], AnyTask]
     settings: Sequence[str]
     of: str
-    batch_size: int
-    steps: int
     unit: str
     each: Callable[[AnyTask], int]
 
@@ -150,7 +148,7 @@ def compare(description: str | None, bench: str, subject: Subject[AnyTask]) -> N
     """The whole of a script: both loops, by a recipe that can be changed, on made-up data or real ones."""
     parser = arguments.parser(description)
     parser.add_argument("--recipe", metavar="NAME_OR_FILE", default=subject.recipe, help="default: %(default)s")
-    add_options(parser, subject.batch_size, subject.steps, subject.of)
+    add_options(parser, batch_size=16, steps=20, of=subject.of)
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="real data (default: made-up ones)")
     parser.add_argument("--accumulate", type=arguments.count, default=1, help="parts of a batch (default: %(default)s)")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")

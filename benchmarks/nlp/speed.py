@@ -25,8 +25,6 @@ LANGUAGE = loops.Subject(
     make_task=LanguageTask,
     settings=["data_options.heldout_blocks=1"],  # is evaluated after every turn, which is not what is timed
     of="blocks",
-    batch_size=16,
-    steps=20,
     unit="tokens",
     each=lambda task: task.options.block_size,
 )
