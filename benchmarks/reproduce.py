@@ -19,6 +19,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -150,19 +151,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _provenance(runs: Sequence[Run]) -> str:
-    """The command, the code and the versions that made the runs, if there are any."""
+    """The command, and the data, the code, the machines and the versions that made the runs, if there are any."""
     command = f"Command: `{shlex.join(['python', 'benchmarks/reproduce.py', *sys.argv[1:]])}`"
     if not runs:
         return command
+    data = sorted({run.result["data"] for run in runs})
     commits = sorted({str(run.result["git"]) for run in runs})
-    versions = runs[0].result["versions"]
-    return "\n".join(
-        [
-            command,
-            f"Data: {runs[0].result['data']}. Code: {', '.join(commits)}.",
-            "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
-        ]
-    )
+    made_with = Counter(_versions(run) for run in runs)
+    versions = [
+        f"Versions{f' ({count} of {len(runs)} runs)' if len(made_with) > 1 else ''}: {words}."
+        for words, count in made_with.most_common()
+    ]
+    return "\n".join([command, f"Data: {'; '.join(data)}. Code: {', '.join(commits)}.", *versions])
+
+
+def _versions(run: Run) -> str:
+    words = ", ".join(f"{name} {version}" for name, version in run.result["versions"].items())
+    return f"{words}; {run.result['machine']}" if "machine" in run.result else words  # older results do not say
 
 
 if __name__ == "__main__":

@@ -212,6 +212,8 @@ KINDS = {
     "ssgd": ["--algo", "ssgd"],
     "ssgd-star": ["--algo", "ssgd-star", "--noise-std", 0.02],
     "dpsgd": ["--algo", "dpsgd", "--topology", "matching"],
+    "dpsgd-complete": ["--algo", "dpsgd", "--topology", "complete"],
+    "dpsgd-compressed": ["--algo", "dpsgd", "--topology", "ring", "--set", "compression=bfloat16"],
 }
 
 
@@ -243,6 +245,11 @@ def test_a_run_killed_at_a_random_step_goes_on_bit_for_bit(mpirun, tmp_path, kin
     resumed = mpirun(3, TRAIN, "--output", tmp_path / "parts", "--resume", "auto")
     assert f"going on after step {step // 8 * 8}" in resumed.stdout + resumed.stderr
     assert_equal(tmp_path / "whole", tmp_path / "parts", 30, 3)
+    whole, parts = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("whole", "parts"))
+    assert whole["heldout"] == parts["heldout"]
+    lines = (tmp_path / "parts/metrics.jsonl").read_text().splitlines()
+    logged = [line["step"] for line in map(json.loads, lines) if "train_loss" in line]
+    assert logged == sorted(set(logged)), "no step twice"
 
 
 @pytest.mark.mpi

@@ -14,13 +14,6 @@ from horovod_dpsgd import training
 pytestmark = pytest.mark.mpi
 TRAIN = REPOSITORY / "benchmarks/cv/train.py"
 RECIPE = REPOSITORY / "benchmarks/cv/recipes/mnist.yaml"
-ALGORITHMS = {
-    "ssgd": ["--algo", "ssgd"],
-    "ssgd-star": ["--algo", "ssgd-star", "--noise-std", "0.02"],
-    "dpsgd-matching": ["--algo", "dpsgd", "--topology", "matching"],
-    "dpsgd-complete": ["--algo", "dpsgd", "--topology", "complete"],
-    "dpsgd-compressed": ["--algo", "dpsgd", "--topology", "ring", "--set", "compression=bfloat16"],
-}
 RESULT_KEYS = {
     "task", "model", "algo", "topology", "optimizer", "learners", "global_batch", "lr", "seed", "steps", "epochs",
     "diverged", "diverged_at_step", "heldout", "heldout_by_learner", "consensus_distance", "samples_per_second",
@@ -94,21 +87,6 @@ def test_adpsgd_takes_every_part_of_every_batch_once_and_goes_on_from_a_checkpoi
     assert [line["step"] for line in lines if "train_loss" in line] == [3, 6, 8, 9, 10, 12, 15, 16, 18, 21, 24]
 
 
-@pytest.mark.parametrize("kind", ALGORITHMS)
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mpirun, tmp_path, kind):
-    options = [*ALGORITHMS[kind], "--synthetic", "--checkpoint-every", 8, "--log-every", 4]
-    mpirun(3, TRAIN, *options, "--batch-size", 300, "--max-steps", 24, "--output", tmp_path / "whole")
-    mpirun(3, TRAIN, *options, "--batch-size", 300, "--max-steps", 10, "--output", tmp_path / "parts")  # "killed" at 10
-    mpirun(3, TRAIN, *options, "--batch-size", 300, "--max-steps", 24, "--output", tmp_path / "parts", "--resume")
-    for rank in range(3):
-        whole, parts = checkpoint(tmp_path / "whole", 24, rank), checkpoint(tmp_path / "parts", 24, rank)
-        for name, weights in whole["algorithm"]["model"].items():
-            assert torch.equal(weights, parts["algorithm"]["model"][name]), f"learner {rank}, {name}"
-    assert result(tmp_path / "whole")["heldout"] == result(tmp_path / "parts")["heldout"]
-    steps = [json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps)
-
-
 def test_a_resumed_run_draws_the_same_augmentations(mpirun, tmp_path):
     assert "equal" in mpirun(2, PROGRAMS / "resume_with_augmentation.py", tmp_path).stdout
 
@@ -160,9 +138,9 @@ def test_divergence_is_a_result_and_no_crash(mpirun, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ssgd", "dpsgd-matching", "dpsgd-complete", "adpsgd"])
-def test_horovodrun_starts_16_learners(horovodrun, tmp_path, kind):
-    options = [*ALGORITHMS.get(kind, ["--algo", kind]), "--synthetic", "--max-steps", 6, "--output", tmp_path]
+@pytest.mark.parametrize("algo", ["ssgd", "dpsgd"])
+def test_horovodrun_starts_16_learners(horovodrun, tmp_path, algo):
+    options = ["--algo", algo, "--synthetic", "--max-steps", 6, "--output", tmp_path]
     horovodrun(16, "localhost:16", "benchmarks/cv/train.py", *options, timeout=400)
     assert result(tmp_path)["learners"] == 16
 

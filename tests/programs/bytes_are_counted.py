@@ -8,7 +8,7 @@ from horovod_dpsgd import algorithms, gossip, topology
 from horovod_dpsgd.parameters import FlatParameters
 
 NUMEL = 16_000
-us = problems.start(problems.parser().parse_args().nodes)
+us = problems.start(*problems.parser().parse_args().nodes)
 net = nn.Module()
 net.weights = nn.Parameter(torch.zeros(NUMEL))
 model = 4 * NUMEL

@@ -15,7 +15,7 @@ from horovod_dpsgd import learners
 parser = problems.parser()
 parser.add_argument("--topology", default="matching")
 given = parser.parse_args()
-us = problems.start(given.nodes)
+us = problems.start(*given.nodes)
 if us.nodes > 1:  # as the library would find it on as many nodes
     learners.start = lambda: us
 net = problems.model()

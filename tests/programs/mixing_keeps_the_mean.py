@@ -6,9 +6,9 @@ import problems
 import torch
 
 from horovod_dpsgd import gossip, topology
+from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.parameters import FlatParameters
 
-us = problems.start(problems.parser().parse_args().nodes)
 BFLOAT16 = 2.0**-8  # the largest relative error of rounding to it
 
 
@@ -36,30 +36,36 @@ EXCHANGES = {  # by what mixes, and how far it may be from the product
     "staged": (partial(gossip.NeighbourExchange, staged=True), 1e-12),
     "compressed": (partial(gossip.NeighbourExchange, compressed=True), 6 * 2 * BFLOAT16 * 4),  # steps x sides x |w|
 }
-for kind, (make, tolerance) in EXCHANGES.items():
-    if kind == "in place" and problems.DEVICE != "cpu":
-        continue
-    for name in problems.topologies():
-        net = problems.model()
-        torch.manual_seed(us.rank)
-        for p in net.parameters():
-            p.data.normal_().clamp_(-4, 4)
-        start = problems.flat(net)
-        graph = topology.create(name, us.size, seed=1, node_of=us.node_of)
-        exchange = make(us, FlatParameters(net), graph)
-        product = torch.eye(us.size, dtype=torch.float64, device=problems.DEVICE)
-        for step in range(6):
-            exchange.begin(step)
-            exchange.mix()
-            exchange.publish()
-            product = torch.from_numpy(graph.matrix(step)).to(problems.DEVICE) @ product
-        torch.testing.assert_close(us.mean(problems.flat(net)), us.mean(start), rtol=0, atol=1e-12)
-        expected = product[us.rank] @ torch.stack(us.gather(start))
-        torch.testing.assert_close(problems.flat(net), expected, rtol=0, atol=tolerance)
-        exact = torch.allclose(problems.flat(net), expected, rtol=0, atol=1e-9)
-        assert exact or kind == "compressed"
-        assert not exact or kind != "compressed" or us.size == 1, "nothing was rounded"
-        exchange.close()
-        torch.testing.assert_close(problems.flat(net), expected, rtol=0, atol=tolerance)
-if us.rank == 0:
-    print("kept")
+
+
+def check(us: Learners) -> None:
+    for kind, (make, tolerance) in EXCHANGES.items():
+        if kind == "in place" and problems.DEVICE != "cpu":
+            continue
+        for name in problems.topologies():
+            net = problems.model()
+            torch.manual_seed(us.rank)
+            for p in net.parameters():
+                p.data.normal_().clamp_(-4, 4)
+            start = problems.flat(net)
+            graph = topology.create(name, us.size, seed=1, node_of=us.node_of)
+            exchange = make(us, FlatParameters(net), graph)
+            product = torch.eye(us.size, dtype=torch.float64, device=problems.DEVICE)
+            for step in range(6):
+                exchange.begin(step)
+                exchange.mix()
+                exchange.publish()
+                product = torch.from_numpy(graph.matrix(step)).to(problems.DEVICE) @ product
+            torch.testing.assert_close(us.mean(problems.flat(net)), us.mean(start), rtol=0, atol=1e-12)
+            expected = product[us.rank] @ torch.stack(us.gather(start))
+            torch.testing.assert_close(problems.flat(net), expected, rtol=0, atol=tolerance)
+            exact = torch.allclose(problems.flat(net), expected, rtol=0, atol=1e-9)
+            assert exact or kind == "compressed"
+            assert not exact or kind != "compressed" or us.size == 1, "nothing was rounded"
+            exchange.close()
+            torch.testing.assert_close(problems.flat(net), expected, rtol=0, atol=tolerance)
+    if us.rank == 0:
+        print("kept")
+
+
+problems.on_each(problems.parser().parse_args().nodes, check)

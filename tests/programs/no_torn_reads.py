@@ -22,7 +22,7 @@ parser.add_argument("topology")
 parser.add_argument("numel", type=int)
 given = parser.parse_args()
 numel = given.numel
-us = problems.start(given.nodes)
+us = problems.start(*given.nodes)
 net = nn.Module()
 net.weights = nn.Parameter(torch.empty(numel, dtype=torch.float64, device=problems.DEVICE))
 graph = topology.create(given.topology, us.size, seed=11, node_of=us.node_of)

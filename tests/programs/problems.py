@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -39,18 +39,35 @@ class Net(nn.Module):
         return self.last(hidden) + 0.1 * self.tied.sum(1)
 
 
-def start(node_of: list[int] | None = None, stall_timeout: float = 60.0) -> Learners:
+Nodes = list[int] | None  # every learner's; None: where they are
+
+
+def start(node_of: Nodes = None, stall_timeout: float = 60.0) -> Learners:
     """This job's learners; on request as if they were on those nodes, so that messages go between them."""
     us = learners.start()
     node = us.node if node_of is None else us.world.Split(node_of[us.rank], us.rank)
     return learners.describe(us.world, node, stall_timeout)
 
 
+def on_each(placements: list[Nodes], check: Callable[[Learners], None]) -> None:
+    """The check with the learners placed so, and so: starting them is what takes the time."""
+    for node_of in placements:
+        us = start(node_of)
+        if us.rank == 0:
+            print("on nodes", us.node_of, flush=True)
+        check(us)
+        us.barrier()
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--nodes", type=lambda word: [int(n) for n in word], help="every learner's node, as 0011")
+    parser.add_argument("--nodes", nargs="+", type=_nodes, default=[None], help="every learner's, as 0011; or several")
     parser.add_argument("--device", type=_use_device)
     return parser
+
+
+def _nodes(word: str) -> list[int]:
+    return [int(node) for node in word]
 
 
 def _use_device(name: str) -> str:
