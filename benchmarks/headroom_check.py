@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.comm.arguments import count
 from benchmarks.experiments.launch import REPOSITORY, Job, Place, run_all
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.headroom.__main__ import look
@@ -54,7 +55,7 @@ def check(name: str, data_dir: str, folder: Path, seeds: int) -> list[list[str]]
     script = str(REPOSITORY / case.script)
     probe = look(Request(script, (*case.arguments, *data), started, folder / f"{name}-probe", seeds=seeds))
     limits = sorted({rung for b in probe.found.values() for rung in (b.stable, b.fails) if rung is not None})
-    place = Place(folder / f"{name}-full", shlex.join(launcher), data, together=seeds)
+    place = Place(folder / f"{name}-full", tuple(launcher), data, together=seeds)
     rows = []
     for algo in ALGORITHMS:
         full = {rung: run_all(_full_runs(case, probe, algo, rung), place).runs for rung in limits}
@@ -90,7 +91,7 @@ def _outcome(said: str, stable: int, runs: Sequence[Run]) -> list[str]:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("cases", nargs="+", metavar="RECIPE=DIR", help=f"{', '.join(CASES)}, and where the data are")
-    p.add_argument("--seeds", type=int, default=3, metavar="N", help="default: 3")
+    p.add_argument("--seeds", type=count, default=3, metavar="N", help="default: 3")
     p.add_argument("--runs", type=Path, default=Path("runs/headroom-check"), metavar="DIR", help="for run folders")
     p.add_argument("--results", type=Path, default=REPOSITORY / "results/headroom", metavar="DIR")
     given = p.parse_args()
@@ -100,7 +101,7 @@ def main() -> None:
     try:
         rows = [row for name, folder in cases.items() for row in check(name, folder, given.runs, given.seeds)]
     except UserError as error:
-        sys.exit(f"headroom_check: error: {error}")
+        p.exit(2, f"headroom_check: error: {error}\n")
     hits, misses = (sum(row[-1] == word for row in rows) for word in ("hit", "miss"))
     command = shlex.join(["python", "-m", "benchmarks.headroom_check", *sys.argv[1:]])
     text = f"{table.markdown(HEADER, rows)}\n\n{hits} hits, {misses} misses.\n\nCommand: `{command}`\n"

@@ -23,9 +23,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+SEEDS = 5  # unless --seeds says otherwise
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from benchmarks.comm.arguments import count  # noqa: E402
 from benchmarks.experiments import (  # noqa: E402
     asr,
     cifar10,
@@ -42,6 +44,7 @@ from benchmarks.experiments import (  # noqa: E402
 )
 from benchmarks.experiments.experiment import Elsewhere, Experiment  # noqa: E402
 from horovod_dpsgd import launching  # noqa: E402
+from horovod_dpsgd.errors import UserError  # noqa: E402
 from horovod_dpsgd.report.runs import Run  # noqa: E402
 
 EXPERIMENTS: dict[str, Experiment | Elsewhere] = listing.in_order(
@@ -71,17 +74,21 @@ def main() -> None:
     if "list" in arguments.names:
         print(listing.text(EXPERIMENTS, REPOSITORY / "results"))
         return
-    for name in arguments.names:
-        experiment = EXPERIMENTS[name]
-        if isinstance(experiment, Elsewhere):
-            _run_elsewhere(name, experiment, arguments)
-        else:
-            _reproduce(name, experiment, arguments)
+    try:
+        for name in arguments.names:
+            experiment = EXPERIMENTS[name]
+            if isinstance(experiment, Elsewhere):
+                _run_elsewhere(name, experiment, arguments)
+            else:
+                _reproduce(name, experiment, arguments)
+    except UserError as error:
+        print(f"reproduce.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run_elsewhere(name: str, experiment: Elsewhere, arguments: argparse.Namespace) -> None:
     if arguments.demo or arguments.scale == "paper":
-        sys.exit(f"reproduce.py: error: {name} measures this machine: it has no --demo and no --scale paper")
+        raise UserError(f"{name} measures this machine: it has no --demo and no --scale paper")
     status = subprocess.run(experiment.command(arguments), env=launching.environment(), check=False).returncode
     if status:
         sys.exit(status)
@@ -89,24 +96,24 @@ def _run_elsewhere(name: str, experiment: Elsewhere, arguments: argparse.Namespa
 
 def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace) -> None:
     if arguments.demo and experiment.demo is None:
-        sys.exit(f"reproduce.py: error: {name} has no --demo")
+        raise UserError(f"{name} has no --demo")
     if experiment.needs_data and not (arguments.data_dir or arguments.dry_run or arguments.report_only):
         task = Path(experiment.jobs(arguments.scale, [0])[0].script).parent.name
         where = f"benchmarks/{task}/{'datasets.py' if task == 'cv' else 'README.md'}"
-        sys.exit(f"reproduce.py: error: {name} needs --data-dir; what it may hold: {where}")
+        raise UserError(f"{name} needs --data-dir; what it may hold: {where}")
     suffix = "" if arguments.scale == "cpu" else "-paper"
     folder, results = experiment.runs + suffix, (experiment.results or experiment.runs) + suffix
     if arguments.demo and experiment.demo:
         folder, jobs = f"{name}-demo", experiment.demo()
     else:
-        jobs = experiment.jobs(arguments.scale, range(arguments.seeds))
+        jobs = experiment.jobs(arguments.scale, range(arguments.seeds or SEEDS))
     place = _place(folder, arguments)
     if arguments.dry_run:
         launch.print_all(jobs, place)
         return
     loaded = launch.those_there(jobs, place) if arguments.report_only else launch.run_all(jobs, place)
     if not (loaded.runs or loaded.measured):
-        sys.exit(f"reproduce.py: error: no run of {name} has a result in {arguments.keep or place.folder}")
+        raise UserError(f"no run of {name} has a result in {arguments.keep or place.folder}")
     output = arguments.results or (place.folder if arguments.demo else REPOSITORY / "results" / results)
     output.mkdir(parents=True, exist_ok=True)
     text = experiment.report(arguments.scale, loaded, output)
@@ -120,16 +127,26 @@ def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace)
 
 def _place(folder: str, arguments: argparse.Namespace) -> launch.Place:
     more = ("--data-dir", str(arguments.data_dir)) if arguments.data_dir else ()
-    launcher = arguments.launcher or shlex.join(launching.mpirun("{np}"))
     more = (*more, *arguments.more)
+    launcher = () if arguments.report_only else _launcher(arguments.launcher)
     return launch.Place(arguments.runs / folder, launcher, more, arguments.keep, arguments.together)
+
+
+def _launcher(given: str | None) -> tuple[str, ...]:
+    """Raises UserError for quotes without an end."""
+    if given is None:
+        return tuple(launching.mpirun("{np}"))
+    try:
+        return tuple(shlex.split(given))
+    except ValueError as error:
+        raise UserError(f"--launcher {given}: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME", help="list, or one or more of: " + ", ".join(EXPERIMENTS))
     parser.add_argument("--scale", choices=["cpu", "paper"], default="cpu", help="default: cpu")
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default: 5)")
+    parser.add_argument("--seeds", type=count, metavar="N", help=f"how many, from 0 on (default: {SEEDS})")
     parser.add_argument("--demo", action="store_true", help="one seed, as a demonstration")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     parser.add_argument(
@@ -139,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", metavar="WORDS", help="starts {np} learners (default: mpirun on this machine)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the run folders go")
     parser.add_argument(
-        "--together", type=int, default=1, metavar="N", help="N runs in one launch, for short ones (default: 1)"
+        "--together", type=count, default=1, metavar="N", help="N runs in one launch, for short ones (default: 1)"
     )
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep each run's result and curves there, and use those there already"

@@ -6,12 +6,17 @@ import os
 import subprocess
 from pathlib import Path
 
+from horovod_dpsgd.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]  # where learners are to import this package from, and benchmarks beside it
 
 
 def mpirun(learners: int | str) -> list[str]:
-    """The words that start so many learners on this machine, however few cores it has."""
-    version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=True).stdout
+    """The words that start so many learners on this machine, however few cores it has. Raises UserError without MPI."""
+    try:
+        version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"mpirun cannot be started: {error}") from error
     allow_more_than_cores = ["--oversubscribe"] if "Open MPI" in version or "OpenRTE" in version else []
     return ["mpirun", *allow_more_than_cores, "-np", str(learners)]
 

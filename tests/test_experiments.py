@@ -19,7 +19,8 @@ from benchmarks import landscape, model_costs, reproduce
 from benchmarks.asr import speech_task
 from benchmarks.cv import image_task, models
 from benchmarks.cv.datasets import DATA_SETS
-from benchmarks.experiments import asr, cifar10, cv, figure_2, ladder, launch, mnist_adpsgd, mnist_recipes, nlp, runtime
+from benchmarks.experiments import asr, cifar10, cv, figure_2, launch, mnist_adpsgd, mnist_recipes, nlp, runtime, tables
+from benchmarks.experiments.cells import SSGD
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.nlp import language_task
 from benchmarks.nlp import models as language_models
@@ -34,7 +35,7 @@ SCALES = ("cpu", "paper")
 
 
 EXPERIMENTS = {name: each for name, each in reproduce.EXPERIMENTS.items() if isinstance(each, Experiment)}
-PLACE = launch.Place(Path("runs"), "mpirun -np {np}", ("--data-dir", "somewhere"))
+PLACE = launch.Place(Path("runs"), ("mpirun", "-np", "{np}"), ("--data-dir", "somewhere"))
 LADDERS = {"cv": cv, "asr": asr, "nlp": nlp, "cifar10": cifar10}
 
 
@@ -104,6 +105,9 @@ def test_the_runtime_is_measured_by_its_own_command():
     read = wall_clock_command._parser().parse_args(taken)
     assert (read.runs, read.output) == (Path("mine/runtime"), REPOSITORY / "results/runtime")
     assert more == ["--data-dir", "somewhere", "--lr", "0.3"]
+    given.report_only = True  # which runs nothing
+    taken, _ = launching.split_arguments(runtime.command(given)[3:])
+    assert wall_clock_command._parser().parse_args(taken).report
 
 
 def test_runs_of_the_same_name_are_the_same_run():
@@ -143,14 +147,16 @@ def test_language_ablations_change_one_key_of_runs_that_table_5_has(name, scale)
 
 
 def write_run(folder, cell, seed, error, diverged=False):
-    folder = folder / cell.job(seed).name
+    job = cell.job(seed)
+    config = cli.recipe_of(job.arguments, (REPOSITORY / job.script).parent / "recipes").model_dump(mode="json")
+    folder = folder / job.name
     folder.mkdir(parents=True)
     algo = "dpsgd" if cell.method.style.startswith("dpsgd") else cell.method.style.removesuffix("-lamb")
     result = {
         "algo": algo, "topology": "matching" if algo == "dpsgd" else None, "learners": cell.learners, "seed": seed,
         "global_batch": 512, "lr": 0.0125 * cell.x, "data": "CIFAR-10", "chance_loss": math.log(10),
         "heldout": {"loss": None if error is None else 1.0, "error_percent": error}, "diverged": diverged,
-        "optimizer": "sgd", "git": "abc", "versions": {"torch": "2"}, "config": {"noise_std": 0.0},
+        "optimizer": "sgd", "git": "abc", "versions": {"torch": "2"}, "config": config,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     lines = [{"step": step, "heldout_error_percent": 90 - step, "heldout_loss": 2 - step / 20} for step in (10, 20)]
@@ -170,13 +176,13 @@ def outcomes(tmp_path):
     for cell in cells:
         if cell.net == cv.PLAIN and 4 < cell.x <= 32:
             for seed in (0, 1):
-                lost = cell.method == ladder.SSGD and cell.x >= 16 and (seed == 0 or cell.x == 32)
+                lost = cell.method == SSGD and cell.x >= 16 and (seed == 0 or cell.x == 32)
                 loaded.append(write_run(tmp_path, cell, seed, None if lost else 40.0 + seed, lost))
-    return ladder.Outcomes(cells, loaded)
+    return tables.Outcomes(cells, loaded)
 
 
 def test_the_table_shows_medians_ranges_and_collapses(outcomes):
-    rows = [cells_of(line) for line in ladder.results_table(outcomes, ladder.ACCURACY).splitlines()]
+    rows = [cells_of(line) for line in tables.results_table(outcomes, tables.ACCURACY).splitlines()]
     assert rows[0] == ["network", "batch", "rate", "alpha", "SSGD", "DPSGD"]
     by_rate = {row[2]: row[3:] for row in rows[2:] if row[0] == cv.PLAIN.label}
     assert by_rate["32x"] == ["0.4", "10.00 (10.00 - 10.00), 2 of 2 collapsed", "59.50 (59.00 - 60.00)"]
@@ -187,9 +193,9 @@ def test_the_table_shows_medians_ranges_and_collapses(outcomes):
 def test_the_largest_stable_rate_is_below_the_first_collapse(tmp_path):
     cells = cv.table_3("cpu")
     of_plain = [cell for cell in cells if cell.net == cv.PLAIN and cell.x <= 32]
-    loaded = [write_run(tmp_path, cell, 0, 40.0, cell.method == ladder.SSGD and cell.x == 16) for cell in of_plain]
+    loaded = [write_run(tmp_path, cell, 0, 40.0, cell.method == SSGD and cell.x == 16) for cell in of_plain]
     rows = [
-        cells_of(line) for line in ladder.limits_table(ladder.Outcomes(of_plain, loaded), ladder.ACCURACY).splitlines()
+        cells_of(line) for line in tables.limits_table(tables.Outcomes(of_plain, loaded), tables.ACCURACY).splitlines()
     ]
     assert rows[2:] == [[cv.PLAIN.label, "8x (not 16x)", "32x, the last tried"]]  # though 32x did not collapse
 
@@ -198,8 +204,8 @@ def test_a_run_that_learns_little_has_failed_too(tmp_path):
     """Accuracy 60 % at best, 10 % by guessing: less than 35 % is less than half of the way."""
     cells = [cell for cell in cv.table_3("cpu") if cell.net == cv.PLAIN]
     errors = {8: 40.0, 16: 64.0, 32: 66.0}
-    loaded = [write_run(tmp_path, cell, 0, errors.get(cell.x, 50.0)) for cell in cells if cell.method == ladder.SSGD]
-    row = cells_of(ladder.limits_table(ladder.Outcomes(cells, loaded), ladder.ACCURACY).splitlines()[2])
+    loaded = [write_run(tmp_path, cell, 0, errors.get(cell.x, 50.0)) for cell in cells if cell.method == SSGD]
+    row = cells_of(tables.limits_table(tables.Outcomes(cells, loaded), tables.ACCURACY).splitlines()[2])
     assert row == [cv.PLAIN.label, "16x (not 32x)", "-"]
 
 
@@ -271,11 +277,12 @@ def test_reproduce_writes_the_table_and_the_csv_of_runs_that_were_kept(tmp_path,
     assert len([line for line in lines if line["source"] != "paper" and line["seed"] == "0"]) == len(cells)
 
 
-def test_a_report_can_be_made_of_what_has_been_run_so_far(tmp_path, monkeypatch):
+def test_a_report_can_be_made_of_what_has_been_run_so_far(tmp_path, monkeypatch, capsys):
     words = ["table-3", "--seeds", "2", "--report-only", "--keep", str(tmp_path / "kept"), "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *words, "--runs", str(tmp_path / "runs")])
-    with pytest.raises(SystemExit, match=r"no run of table-3 has a result in .*kept"):
+    with pytest.raises(SystemExit):
         reproduce.main()
+    assert re.search(r"no run of table-3 has a result in .*kept", capsys.readouterr().err)
     write_run(tmp_path / "kept", cv.table_3("cpu")[0], 1, 40.0)
     reproduce.main()
     rows = [cells_of(line) for line in (tmp_path / "table-3.md").read_text().splitlines()]
@@ -293,11 +300,11 @@ def test_lines_of_a_csv_are_called_as_those_of_the_table(name, tmp_path):
 
 
 def test_shorter_warm_ups_are_harder(tmp_path):
-    cells = [cell for cell in nlp.table_5("cpu") if cell.method == ladder.SSGD]
+    cells = [cell for cell in nlp.table_5("cpu") if cell.method == SSGD]
     loaded = [write_run(tmp_path, cell, 0, 40.0, cell.x == 10) for cell in cells]
-    outcomes = ladder.Outcomes(cells, loaded)
+    outcomes = tables.Outcomes(cells, loaded)
     assert (
-        cells_of(ladder.limits_table(outcomes, ladder.LOSS, harder_upwards=False).splitlines()[2])[1] == "25 (not 10)"
+        cells_of(tables.limits_table(outcomes, tables.LOSS, harder_upwards=False).splitlines()[2])[1] == "25 (not 10)"
     )
 
 
@@ -305,8 +312,8 @@ def test_the_best_noise_is_that_of_the_highest_median(tmp_path):
     cells = cv.noise_injection("cpu")
     noisy = [cell for cell in cells if cell.method.style == "ssgd-star"]
     by_cell = {cell: [write_run(tmp_path, cell, 0, 80.0 - 5 * (cell is noisy[2]))] for cell in cells}
-    assert ladder.ACCURACY.best({cell: runs for cell, runs in by_cell.items() if cell in noisy}) == noisy[2]
-    assert ladder.LOSS.best({}) is None
+    assert tables.ACCURACY.best({cell: runs for cell, runs in by_cell.items() if cell in noisy}) == noisy[2]
+    assert tables.LOSS.best({}) is None
 
 
 def reproduce_(*words, cwd):
@@ -346,21 +353,37 @@ def test_reproduce_prints_what_a_cluster_is_to_run(tmp_path):
         (["table-3", "--demo", "--data-dir", "x"], "table-3 has no --demo"),
         (["table-2"], "what it may hold: benchmarks/asr/README.md"),
         (["runtime", "--scale", "paper"], "runtime measures this machine"),
+        (["runtime", "--keep", "somewhere", "--seeds", "2"], "runtime has no --keep, --seeds"),
+        (["figure-2", "--seeds", "0"], "argument --seeds: '0'"),
+        (["figure-2", "--launcher", "srun 'x"], "--launcher srun 'x: No closing quotation"),
     ],
 )
 def test_reproduce_says_what_is_wrong(words, complaint, tmp_path):
     done = reproduce_(*words, cwd=tmp_path)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.mpi
 def test_several_runs_in_one_launch_are_those_of_launches_of_their_own(tmp_path):
-    common = ("--synthetic", "--max-steps", "3", "--batch-size", "40", "--log-every", "1", "--checkpoint-every", "0")
+    common = (
+        "--recipe",
+        "mnist",
+        "--synthetic",
+        "--max-steps",
+        "3",
+        "--batch-size",
+        "40",
+        "--log-every",
+        "1",
+        "--checkpoint-every",
+        "0",
+    )
     jobs = [
         launch.Job(algo, "benchmarks/cv/train.py", 2, ("--algo", algo, *common)) for algo in ("ssgd", "dpsgd", "adpsgd")
     ]
-    launcher = " ".join(launching.mpirun("{np}"))
+    launcher = tuple(launching.mpirun("{np}"))
     together = launch.run_all(jobs, launch.Place(tmp_path / "together", launcher, together=3)).runs
     alone = launch.run_all(jobs[1:2], launch.Place(tmp_path / "alone", launcher)).runs
     assert [run.result["algo"] for run in together] == ["ssgd", "dpsgd", "adpsgd"]

@@ -14,6 +14,7 @@ from horovod_dpsgd.diagnostics import points
 from horovod_dpsgd.diagnostics.points import Points
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report.runs import NEEDED, Run
+from horovod_dpsgd.training.cli import recipe_of
 
 RUNS = [figure_2.job(kind, 0) for kind in ("ssgd", "dpsgd")]
 CONTOUR = of_landscape("mnist", "contour", 0, tuple(RUNS), 2)
@@ -40,7 +41,10 @@ def started(monkeypatch):
         else:
             (output / "checkpoints/step-00001500").mkdir(parents=True, exist_ok=True)
             (output / "metrics.jsonl").touch()
-            (output / "result.json").write_text(json.dumps(dict.fromkeys(NEEDED)))
+            (run,) = (run for run in RUNS if run.name == output.name)
+            config = recipe_of(run.arguments, launch.REPOSITORY / "benchmarks/cv/recipes").model_dump(mode="json")
+            result = dict.fromkeys(NEEDED) | {"config": config, "learners": run.learners}
+            (output / "result.json").write_text(json.dumps(result))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(launch.subprocess, "run", run)
@@ -48,7 +52,7 @@ def started(monkeypatch):
 
 
 def test_measurements_come_after_their_runs_and_are_kept(started, tmp_path):
-    place = launch.Place(tmp_path / "runs", "start", keep=tmp_path / "kept")
+    place = launch.Place(tmp_path / "runs", ("start",), keep=tmp_path / "kept")
     loaded = launch.run_all(JOBS, place)
     assert started == ["ssgd-seed0", "dpsgd-seed0", "mnist-contour-seed0"]
     assert [type(each) for each in (*loaded.runs, *loaded.measured)] == [Run, Run, Points]
@@ -59,9 +63,9 @@ def test_measurements_come_after_their_runs_and_are_kept(started, tmp_path):
 
 def test_what_is_kept_is_enough_and_what_is_missing_needs_checkpoints_again(started, tmp_path):
     kept = tmp_path / "kept"
-    launch.run_all(JOBS, launch.Place(tmp_path / "runs", "start", keep=kept))
+    launch.run_all(JOBS, launch.Place(tmp_path / "runs", ("start",), keep=kept))
     started.clear()
-    elsewhere = launch.Place(tmp_path / "other", "start", keep=kept)
+    elsewhere = launch.Place(tmp_path / "other", ("start",), keep=kept)
     launch.run_all(JOBS, elsewhere)
     assert started == []
     (kept / "mnist-contour-seed0/contour.jsonl").unlink()
@@ -70,12 +74,21 @@ def test_what_is_kept_is_enough_and_what_is_missing_needs_checkpoints_again(star
 
 
 def test_points_that_are_not_all_there_are_gone_on_with(started, tmp_path):
-    place = launch.Place(tmp_path, "start")
+    place = launch.Place(tmp_path, ("start",))
     launch.run_all(JOBS, place)
     (tmp_path / "mnist-contour-seed0/contour.svg").unlink()  # as if it had been interrupted
     started.clear()
     launch.run_all(JOBS, place)
     assert started == ["mnist-contour-seed0"]
+
+
+def test_what_is_measured_of_a_run_that_is_trained_anew_is_measured_anew(started, tmp_path):
+    place = launch.Place(tmp_path, ("start",))
+    launch.run_all(JOBS, place)
+    (tmp_path / "dpsgd-seed0/result.json").unlink()
+    started.clear()
+    launch.run_all(JOBS, place)
+    assert started == ["dpsgd-seed0", "mnist-contour-seed0"]
 
 
 def test_points_are_read_back_with_their_setup(tmp_path):
@@ -148,6 +161,14 @@ def test_contours_are_told_as_medians_over_seeds(tmp_path):
     assert [row[0] for row in rows] == ["SSGD", "SSGD* (std 0.05)", "DPSGD, complete"]
     # Of eight points at the rim four have 1.1 and four 2.1
     assert rows[2][1:] == ["3", "4.00 (3.00 - 5.00)", "0.2 (0.1 - 0.3)", "3.2 (1.6 - 4.8)"]
+
+
+def test_runs_that_have_not_been_measured_yet_are_left_out(tmp_path):
+    two, more = loaded(["contour"], ["ssgd", "dpsgd"]), loaded([], ["ssgd-star"])
+    rows = report("landscape", launch.Loaded([*two.runs, *more.runs], two.measured), tmp_path)
+    assert [row[0] for row in rows[2:]] == ["SSGD", "DPSGD, complete"]
+    with pytest.raises(UserError, match="no run has been measured yet: eigenvalues, density, curvature"):
+        report("hessian", two, tmp_path)
 
 
 def test_a_single_seed_has_no_range(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import environment
 from benchmarks.experiments import dead_units, figure_2, launch
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import figures, runs, table
+from horovod_dpsgd.training.cli import recipe_of
 
 
 def write_run(folder, algo="dpsgd", seed=0, error=2.5, noise_std=0.0, steps=50, momentum=0.0):
@@ -47,10 +49,25 @@ def test_runs_that_differ_in_more_than_the_seed_do_not_share_a_row(tmp_path):
     assert len(table.comparison(loaded).splitlines()) == 4
 
 
-def test_a_run_without_a_finite_loss_is_counted_and_not_averaged(tmp_path):
+def test_a_run_without_a_finite_loss_is_worse_than_all_others(tmp_path):
     loaded = [write_run(tmp_path / "a", error=2.0), write_run(tmp_path / "b", seed=1, error=None)]
     cells = [cell.strip() for cell in table.comparison(loaded).splitlines()[2].split("|")]
-    assert cells[5:8] == ["2", "1", "2.00 (2.00 - 2.00)"]
+    assert cells[5:8] == ["2", "1", "lost (2.00 - 2.00)"]
+
+
+@pytest.mark.parametrize(
+    ("values", "cell"),
+    [
+        ([3.0, 1.0, 2.0], "2.00 (1.00 - 3.00)"),
+        ([2.0], "2.00"),
+        ([5.0, math.nan, 6.0], "6.00 (5.00 - 6.00)"),
+        ([math.nan, math.inf, 6.3], "lost (6.30 - 6.30)"),
+        ([math.nan], "-"),
+        ([], "-"),
+    ],
+)
+def test_medians_count_what_was_lost_as_worst(values, cell):
+    assert table.median_and_range(values) == cell
 
 
 def test_curve_holds_what_was_logged_and_nan_for_null(tmp_path):
@@ -72,6 +89,8 @@ def test_figure_2_takes_the_noise_with_the_lowest_median_error(tmp_path):
         loaded += [
             write_run(tmp_path / f"n{std}-{seed}", "ssgd-star", seed, error, std) for seed, error in enumerate(errors)
         ]
+    without_noise = figure_2.report("cpu", launch.Loaded(loaded[:2]), tmp_path / "out")
+    assert "SSGD*" not in without_noise
     text = figure_2.report("cpu", launch.Loaded(loaded), tmp_path / "out")
     first_table, whole_grid = text.split("SSGD*, the whole grid of noise:")
     assert "SSGD* (std 0.05)" in first_table
@@ -135,22 +154,54 @@ def test_jobs_with_a_result_are_not_run_again_and_interrupted_ones_are_resumed(t
 
     def run(command, **_):
         started.append(command)
-        write_run(Path(command[command.index("--output") + 1]))
+        write_asked(Path(command[command.index("--output") + 1]))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(launch.subprocess, "run", run)
-    jobs = [launch.Job(name, "train.py", 5, ("--lr", "1")) for name in ("done", "kept", "new")]
+    jobs = [job(name) for name in ("done", "kept", "new")]
     for folder in ("runs/done", "keep/kept"):
-        write_run(tmp_path / folder)
-    place = launch.Place(tmp_path / "runs", "start {np} times", ("--device", "cuda"), tmp_path / "keep")
+        write_asked(tmp_path / folder)
+    place = launch.Place(tmp_path / "runs", ("start", "{np}", "times"), ("--log-every", "7"), tmp_path / "keep")
     loaded = launch.run_all(jobs, place)
     assert [run.folder.name for run in loaded.runs] == ["done", "kept", "new"]
     assert [name_of(command) for command in started] == ["new"]
     assert started[0][:3] == ["start", "5", "times"]
-    assert started[0][-6:-2] == ["--device", "cuda", "--output", str(tmp_path / "runs/new")]
+    assert started[0][-6:-2] == ["--log-every", "7", "--output", str(tmp_path / "runs/new")]
     assert started[0][-2:] == ["--resume", "auto"]
     for name in ("done", "new"):
         assert runs.load(tmp_path / "keep" / name).result == runs.load(tmp_path / "runs" / name).result
+
+
+ASKED = ("--recipe", "mnist", "--lr", "1", "--max-steps", "50")
+
+
+def job(name, learners=5, words=ASKED):
+    return launch.Job(name, "benchmarks/cv/train.py", learners, words)
+
+
+def write_asked(folder):
+    """What a job of these words leaves."""
+    write_run(folder)
+    config = recipe_of(ASKED, launch.REPOSITORY / "benchmarks/cv/recipes").model_dump(mode="json")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"config": config}))
+
+
+@pytest.mark.parametrize("collect", [launch.run_all, launch.those_there])
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (job("run", words=(*ASKED, "--max-steps", "60")), "max_steps 50, now 60"),
+        (job("run", words=(*ASKED, "--seed", "3")), "seed 0, now 3"),
+        (job("run", learners=4), "learners 5, now 4"),
+    ],
+)
+def test_a_run_of_other_settings_is_not_taken_for_the_one_that_is_asked_for(tmp_path, collect, other, difference):
+    write_asked(tmp_path / "run")
+    with pytest.raises(UserError, match=f"runs? in {tmp_path}/run was made with .*{difference}: remove it"):
+        collect([other], launch.Place(tmp_path, ("false",)))
+    watched = job("run", words=(*ASKED, "--eval-every", "9", "--data-dir", "elsewhere"))
+    assert len(collect([watched], launch.Place(tmp_path, ("false",))).runs) == 1
 
 
 def name_of(command):
@@ -158,6 +209,6 @@ def name_of(command):
 
 
 def test_a_failed_run_ends_the_queue_with_its_status(tmp_path):
-    launcher = f"{sys.executable} -c 'raise SystemExit(3)'"
+    launcher = (sys.executable, "-c", "raise SystemExit(3)")
     with pytest.raises(SystemExit, match="the run first failed with status 3"):
-        launch.run_all([launch.Job("first", "x", 1, ())], launch.Place(tmp_path, launcher))
+        launch.run_all([job("first")], launch.Place(tmp_path, launcher))

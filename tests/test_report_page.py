@@ -107,7 +107,7 @@ def test_the_results_are_those_of_the_runs(html):
         "held-out loss",
     ]  # fmt: skip
     assert ssgd[:8] == ["SSGD", "–", "3", "2,000", "1", "0 of 1", "2.50", "0.2500"]
-    assert dpsgd[:8] == ["DPSGD", "complete", "3", "2,000", "1", "1 of 3", "5.50 2.00 – 9.00", "0.5500 0.2000 – 0.9000"]
+    assert dpsgd[:8] == ["DPSGD", "complete", "3", "2,000", "1", "1 of 3", "9.00 2.00 – 9.00", "0.9000 0.2000 – 0.9000"]
     assert adpsgd == [
         "AD-PSGD", "matching", "3", "2,000", "1", "0 of 1", "2.50", "0.2500", "4.00", "0.50", "169 kB", "200,000",
     ]  # fmt: skip
@@ -164,6 +164,10 @@ def test_what_is_not_logged_is_said_and_what_is_zero_is_not_drawn(html, kept_htm
     assert "Not logged more than once in any run: held-out error." in html
     assert html.count("Not drawn, as it is 0 throughout: SSGD.") == len(DYNAMICS)
     assert 'id="dynamics"' not in kept_html and 'id="staleness"' not in kept_html
+
+
+def test_what_one_seed_of_three_has_logged_is_no_curve_of_a_median(tmp_path):
+    page.render([write_run(tmp_path / f"d{seed}", seed=seed, dynamics=seed == 0) for seed in range(3)])
 
 
 def test_kept_results_have_a_row_for_each_setting_under_its_condition(kept_html):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -19,6 +20,7 @@ from horovod_dpsgd import topology
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners, start
 from horovod_dpsgd.topology import TOPOLOGIES
+from horovod_dpsgd.training.cli import recipe_of
 
 RAW = REPOSITORY / "results" / "comm" / "raw"
 MB = 1e6
@@ -322,7 +324,8 @@ def test_consensus_says_in_a_line_what_it_cannot_do(monkeypatch, capsys, learner
 def test_runs_have_names_of_their_own_and_reach_the_training_command(tmp_path):
     known = wall_clock.jobs(["--synthetic"])
     assert len({job.name for job in known}) == len(known)
-    words = wall_clock.chosen(known, ["two-hosts-1gbit-n4-dpsgd-ring"])[0].command(tmp_path / "run")
+    words = wall_clock.chosen(known, ["two-hosts-1gbit-n4-dpsgd-ring"])[0].command(tmp_path / "run", 90)
+    assert words[words.index("--timeout") :][:2] == ["--timeout", "90"]
     assert words[words.index("--rate") :][:2] == ["--rate", "1gbit"]
     assert "host1:2,host2:2" in words and "--synthetic" in words
     assert words[-2:] == ["--output", str(tmp_path / "run")]
@@ -330,10 +333,11 @@ def test_runs_have_names_of_their_own_and_reach_the_training_command(tmp_path):
 
 def test_a_run_s_seconds_to_a_loss_are_its_steps_times_their_mean(tmp_path):
     result = {"samples_per_second": 1000.0, "global_batch": 200, "diverged": False}
-    result |= {"algo": "ssgd", "topology": None, "learners": 2, "lr": 0.1, "data": "some", "config": {}}
+    result |= {"algo": "ssgd", "topology": None, "learners": 2, "lr": 0.1, "data": "some"}
     result |= {"heldout": {"error_percent": 3.0, "loss": 0.1}, "exposed_communication_seconds_median": 0.01}
     curve = [{"step": 10 * k, "train_loss": 1 / k} for k in range(1, 11)]
     job = wall_clock.Job("ssgd", 2)
+    result["config"] = recipe_of(job.arguments, REPOSITORY / "benchmarks/cv/recipes").model_dump(mode="json")
     (tmp_path / job.name).mkdir()
     (tmp_path / job.name / "result.json").write_text(json.dumps(result))
     (tmp_path / job.name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
@@ -341,3 +345,18 @@ def test_a_run_s_seconds_to_a_loss_are_its_steps_times_their_mean(tmp_path):
     assert wall_clock.seconds_to(run, 0.25) == pytest.approx(40 * 0.2)
     assert np.isnan(wall_clock.seconds_to(run, 0.01))
     assert "| 1000" in wall_clock.report([(job, run)], loss=0.25, cores=2)
+
+
+def test_runs_that_failed_are_said_in_the_report_and_by_the_status(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(wall_clock, "why_not", lambda: "no namespaces here")
+    monkeypatch.setattr(wall_clock.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 3, ""))
+    words = ["measure", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out"), "--only", "*-n2-ssgd"]
+    monkeypatch.setattr(sys, "argv", ["runtime", *words])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert "1 of the runs failed: one-host-n2-ssgd" in capsys.readouterr().err
+    text = (tmp_path / "out/wall-clock.md").read_text()
+    assert "* one-host-n2-ssgd: it failed with status 3" in text
+    assert "* two-hosts-1gbit-n2-ssgd: no namespaces here" in text
+    assert "* one-host-n4-ssgd: not yet" in text

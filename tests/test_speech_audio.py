@@ -174,7 +174,7 @@ def test_speech_commands_bring_their_own_division(tmp_path):
 def test_whole_speakers_are_held_out(tmp_path):
     names = {f"s{k}-{j}": "GO" for k in range(200) for j in range(2)}
     (tmp_path / "text").write_text("".join(f"{name} GO\n" for name in names))
-    (tmp_path / "utt2spk").write_text("".join(f"{name} {name.partition('-')[0]}\n" for name in names))
+    (tmp_path / "utt2spk").write_text("".join(f"{name}\t{name.partition('-')[0]}\n" for name in names))
     parts = corpora.find(tmp_path, None, 0.1)
     speakers = {name: {spoken.speaker for spoken in part} for name, part in parts.items()}
     assert not speakers["train"] & speakers["heldout"]
@@ -190,6 +190,7 @@ def test_whole_speakers_are_held_out(tmp_path):
         ({"text": "a GO\n", "segments": ""}, "has segments of longer recordings"),
         ({"text": "a GO\n", "wav.scp": "a sox x |\n"}, "a is a command; only files can be read"),
         ({"text": b"\xff\xfe\n"}, "text is missing or unreadable"),
+        ({"text": "a GO\nb GO\n", "utt2spk": "a\ts\n"}, "utt2spk has no speaker for b"),
     ],
 )
 def test_a_folder_that_is_not_understood_is_one_line(tmp_path, files, words):

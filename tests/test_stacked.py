@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.stacked import __main__ as stacked_command
 from benchmarks.stacked import summary
 from benchmarks.stacked.networks import Networks, UnrolledLSTM
 from benchmarks.tasks import find
-from horovod_dpsgd.errors import ModelError
+from horovod_dpsgd.errors import ModelError, UserError
 from horovod_dpsgd.training import recipe as recipes
 from tests.conftest import environment
 
@@ -81,11 +82,41 @@ def test_what_cannot_be_stacked_is_refused(tmp_path):
     assert error == "stacked: error: algo adpsgd: stacked networks know ssgd, ssgd-star, dpsgd\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--vary", "seed=0,1"], "--seeds N says how many seeds"),
+        (["--vary", "lr=1,2", "--vary", "lr=3"], "--vary lr is given twice"),
+        (["--vary", "topology=matching,hierarchical"], "topology hierarchical would be complete"),
+    ],
+)
+def test_what_would_be_another_map_than_was_asked_for_is_refused(words, complaint, monkeypatch, tmp_path, capsys):
+    recipe = ["--recipe", str(BENCHMARKS / "nlp/recipes/novels-cpu.yaml"), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["stacked", *recipe, "--output", str(tmp_path / "map.jsonl"), *words])
+    assert stacked_command.main() == 2
+    said = capsys.readouterr().err
+    assert complaint in said and said.count("\n") == 1
+
+
+def test_a_map_of_runs_that_are_not_alike_has_no_summary():
+    lines = some_lines()
+    with pytest.raises(UserError, match=r"there are two runs with .*'seed': '0'"):
+        summary.cells([*lines, lines[0]])
+    for key, value in (("learners", 8), ("recipe", lines[1]["recipe"] | {"momentum": 0.0})):
+        with pytest.raises(UserError, match=r"differ in (learners|momentum), which was not varied"):
+            summary.cells([lines[0], lines[1] | {key: value}])
+
+
 def some_lines() -> list[dict]:
     losses = (("ssgd", "10", (3, 1, 2)), ("dpsgd", "10", (1, float("nan"), 1)), ("ssgd", "2", (4,)),
               ("dpsgd", "2", (1, math.inf, math.nan)))  # fmt: skip
     return [
-        {"varied": {"algo": algo, "lr": lr, "seed": str(seed)}, "recipe": {}, "heldout_losses": {"2": 9.0, "4": loss}}
+        {
+            "varied": {"algo": algo, "lr": lr, "seed": str(seed)},
+            "learners": 4,
+            "recipe": {"seed": seed, "momentum": 0.9},
+            "heldout_losses": {"2": 9.0, "4": loss},
+        }
         for algo, lr, of_seeds in losses
         for seed, loss in enumerate(of_seeds)
     ]

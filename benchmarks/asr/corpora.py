@@ -48,7 +48,9 @@ def find(train: Path, heldout: Path | None, fraction: float | None) -> dict[str,
         raise DataError("one of --heldout DIR and --heldout-fraction F is needed")
     for name, part in parts.items():
         if not part:
-            raise DataError(f"the {name} part of {train} has no utterances: it has too few speakers for that fraction")
+            why = ": it has too few speakers for that fraction" if fraction else ""
+            folder = heldout if heldout and name == "heldout" else train
+            raise DataError(f"the {name} part of {folder} has no utterances{why}")
     return parts
 
 
@@ -69,9 +71,13 @@ def kaldi_style(folder: Path) -> list[Spoken]:
     if (folder / "segments").exists():
         raise DataError(f"{folder} has segments of longer recordings: cut these into a file for each utterance first")
     transcripts = _lines(folder / "text")
-    speakers = dict(_lines(folder / "utt2spk")) if (folder / "utt2spk").exists() else {}
+    speakers = {name: name for name, _ in transcripts}
+    if (folder / "utt2spk").exists():
+        speakers = dict(_lines(folder / "utt2spk"))
+        if missing := [name for name, _ in transcripts if not speakers.get(name)]:
+            raise DataError(f"{folder / 'utt2spk'} has no speaker for {missing[0]}, nor for {len(missing) - 1} others")
     audio = _audio_files(folder)
-    return [Spoken(name, speakers.get(name, name), _words(text), audio.get(name)) for name, text in sorted(transcripts)]
+    return [Spoken(name, speakers[name], _words(text), audio.get(name)) for name, text in sorted(transcripts)]
 
 
 def _audio_files(folder: Path) -> dict[str, Path]:
@@ -116,7 +122,8 @@ def _lines(path: Path) -> list[tuple[str, str]]:
         lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is missing or unreadable ({error})") from error
-    pairs = [(name, rest.strip()) for name, _, rest in (line.strip().partition(" ") for line in lines) if name]
+    words = (line.split(maxsplit=1) for line in lines)  # at a space or a tab, as Kaldi does
+    pairs = [(name, "".join(rest).strip()) for name, *rest in filter(None, words)]
     if len({name for name, _ in pairs}) < len(pairs):
         names = sorted(name for name, _ in pairs)
         twice = next(name for name, after in pairwise(names) if name == after)

@@ -115,10 +115,10 @@ def _title(given: argparse.Namespace) -> str:
 def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError as error:
-        raise RecipeError(f"--silence-states {text}: numbers with commas between them are expected") from error
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise RecipeError(f"--silence-states {text}: pdf-ids, from 0 on, with commas between them are expected")
+    return [int(word) for word in words]
 
 
 def main() -> None:

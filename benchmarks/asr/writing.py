@@ -124,6 +124,8 @@ class PreparedWriter:
         if states is not None and highest > states:
             raise DataError(f"state {highest - 1} occurs, but there are to be {states}: 0 to {states - 1}")
         states = states or highest
+        if silence and not 0 <= min(silence) <= max(silence) < states:
+            raise DataError(f"states {', '.join(map(str, silence))} of silence: there are states 0 to {states - 1}")
         manifest = Manifest(
             data, states, silence, self.streams, self.frame_type,
             {name: writer.finish(states) for name, writer in writers.items()}, made_by=made_by,

@@ -9,9 +9,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from benchmarks.experiments import ladder
+from benchmarks.experiments import cells, ladder, tables
+from benchmarks.experiments.cells import DPSGD, SSGD, Cell, Method, Net, ssgd_star
 from benchmarks.experiments.experiment import Scale
-from benchmarks.experiments.ladder import DPSGD, LOSS, SSGD, Cell, Method, Net, Outcomes, ssgd_star
+from benchmarks.experiments.tables import LOSS, Outcomes
 from horovod_dpsgd.report import figures
 
 LEARNERS = 16  # Section 4
@@ -25,7 +26,7 @@ NOISE: dict[Scale, tuple[float, ...]] = {"cpu": (1e-3, 1e-2, 3e-2, 0.1), "paper"
 
 
 def _cell(net: Net, batch: int, rate: float, method: Method) -> Cell:
-    return ladder.at_rate(net, batch, rate, method, LEARNERS)
+    return cells.at_rate(net, batch, rate, method, LEARNERS)
 
 
 def table_2(scale: Scale) -> list[Cell]:
@@ -48,14 +49,14 @@ def figure_1b(scale: Scale) -> list[Cell]:
     return [_cell(net, batch, batch / BASE_BATCH[net], method) for method in methods]
 
 
-_table = ladder.over_rates(LOSS, "held-out loss over rate")
+_table = tables.over_rates(LOSS, "held-out loss over rate")
 
 
-_curves = partial(ladder.curves, measure=LOSS, draw=figures.heldout_losses, caption="held-out loss over steps")
+_curves = partial(tables.curves, measure=LOSS, draw=figures.heldout_losses, caption="held-out loss over steps")
 
 
 def _noise(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
-    return ladder.curves_with_best_noise(outcomes, LOSS, figures.heldout_loss, folder, name)
+    return tables.curves_with_best_noise(outcomes, LOSS, figures.heldout_loss, folder, name)
 
 
 PAPER_TABLE_2 = """The paper's (one run each; 10.37 is ln 32,000, guessing):

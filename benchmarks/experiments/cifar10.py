@@ -6,9 +6,10 @@ quarter as wide, and four epochs: enough to see which of them lose at once, and 
 
 from __future__ import annotations
 
-from benchmarks.experiments import cv, ladder
+from benchmarks.experiments import cv, tables
+from benchmarks.experiments.cells import Cell, Net
 from benchmarks.experiments.experiment import Scale
-from benchmarks.experiments.ladder import ACCURACY, Cell, Net
+from benchmarks.experiments.tables import ACCURACY
 
 # The model, and its width at CPU scale. Not confirmed: which version of EfficientNet-B0 the paper used, and that
 # SENet-18 is the tenth.
@@ -48,7 +49,7 @@ PAPER = (
     "The paper's numbers are in an appendix that could not be read; by Section 4.3 EfficientNet-B0 is the only one of "
     "these on which large batches make SSGD diverge."
 )
-_ladder = ladder.over_rates(ACCURACY, "accuracy over batch size")
+_ladder = tables.over_rates(ACCURACY, "accuracy over batch size")
 EXPERIMENTS = {
     "cifar10": cv.experiment("CIFAR-10: all ten networks by batch size", "6 h", cifar10, _ladder, "cifar10", PAPER)
 }

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.experiments import ladder
+from benchmarks.experiments import cells, ladder, tables
+from benchmarks.experiments.cells import DPSGD, SSGD, Cell, Method, Net, ssgd_star
 from benchmarks.experiments.experiment import Scale
-from benchmarks.experiments.ladder import ACCURACY, DPSGD, SSGD, Cell, Method, Net, Outcomes, ssgd_star
+from benchmarks.experiments.tables import ACCURACY, Outcomes
 from horovod_dpsgd.report import figures
 
 LEARNERS = 16  # Section 4
@@ -62,7 +63,7 @@ DPSGD_LAMB = Method("DPSGD, LAMB", (*DPSGD.arguments, *LAMB), "dpsgd-lamb")
 def cell(scale: Scale, net: Net, batch: int, rate: float, method: Method) -> Cell:
     """Evaluated after every second epoch, whatever the batch, where that is cheap."""
     evaluate = ("--eval-every", str(2 * (10_000 // batch))) if scale == "cpu" else ()
-    return ladder.at_rate(net, batch, rate, method, LEARNERS, evaluate)
+    return cells.at_rate(net, batch, rate, method, LEARNERS, evaluate)
 
 
 # ---- which cells an experiment has ----
@@ -89,7 +90,7 @@ def _baselines(scale: Scale) -> list[Cell]:
     if scale == "paper":
         return [cell(scale, net, 256, 1, SSGD) for net in (ALEXNET, VGG11, VGG11_BN)]
     # One learner: of a batch of 32, sixteen would have two images each.
-    return [ladder.at_rate(net, 32, 1, SSGD, 1, ("--eval-every", "312")) for net in (PLAIN, PLAIN_BN)]
+    return [cells.at_rate(net, 32, 1, SSGD, 1, ("--eval-every", "312")) for net in (PLAIN, PLAIN_BN)]
 
 
 def table_3(scale: Scale) -> list[Cell]:
@@ -136,14 +137,14 @@ def lamb(scale: Scale) -> list[Cell]:
 # ---- what is made of their runs ----
 
 
-_ladder = ladder.over_rates(ACCURACY, "accuracy over rate")
+_ladder = tables.over_rates(ACCURACY, "accuracy over rate")
 
 
-_curves = partial(ladder.curves, measure=ACCURACY, draw=figures.heldout_accuracies, caption="accuracy over steps")
+_curves = partial(tables.curves, measure=ACCURACY, draw=figures.heldout_accuracies, caption="accuracy over steps")
 
 
 def _noise(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
-    return ladder.curves_with_best_noise(outcomes, ACCURACY, figures.heldout_accuracy, folder, name)
+    return tables.curves_with_best_noise(outcomes, ACCURACY, figures.heldout_accuracy, folder, name)
 
 
 PAPER_TABLE_1 = """The paper's, on ImageNet-1K (top-1 accuracy %, one run each; 0.10 is guessing):

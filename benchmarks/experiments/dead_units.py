@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,8 +39,8 @@ def dead_share(model: nn.Module, inputs: Tensor) -> float:
 
 
 def median_percent(group: Sequence[Run]) -> str:
-    """The table's cell for runs of one setting; a run that diverged has no last checkpoint, and does not count."""
-    return table.median_and_range([of_run(run) for run in group], digits=0)
+    """The table's cell for runs of one setting, of those that have a checkpoint that can be read."""
+    return table.median_and_range([share for share in map(of_run, group) if not math.isnan(share)], digits=0)
 
 
 @functools.lru_cache(maxsize=1)

@@ -53,7 +53,7 @@ def report(_scale: Scale, loaded: Loaded, folder: Path) -> str:
     """Write the figures below `folder`; return the tables as Markdown."""
     groups = by_settings(loaded.runs)
     noisy = [group for group in groups if group[0].result["algo"] == "ssgd-star"]
-    best = min(noisy, key=_median_error)
+    best = min(noisy, key=_median_error, default=None)
     shown = [run for group in groups if group not in noisy or group is best for run in group]
     lr = loaded.runs[0].result["lr"]
     figures.save(figures.figure_2(shown, lr), folder / "figure-2")

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.experiments import cv, figure_2, ladder
+from benchmarks.experiments import cv, figure_2
+from benchmarks.experiments.cells import DPSGD, SSGD
 from benchmarks.experiments.experiment import Experiment, Scale
 from benchmarks.experiments.launch import Job, Loaded
 from benchmarks.experiments.measurement import Measurement, of_landscape
@@ -24,6 +25,7 @@ from benchmarks.instruments.picture import OfEachRun
 from benchmarks.instruments.spectra import Density, Eigenvalues, probes
 from benchmarks.instruments.surfaces import Contour, Curvature
 from horovod_dpsgd.diagnostics.points import Point
+from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import figures, landscapes, table
 from horovod_dpsgd.report.runs import Run, by_settings
 
@@ -65,8 +67,8 @@ EQUATION_5 = ("--set", "diagnostics_hessian=true")
 
 def _cifar10(scale: Scale, seed: int) -> tuple[Job, ...]:
     net = cv.PLAIN if scale == "cpu" else cv.EFFICIENTNET
-    cells = (cv.cell(scale, net, cv.BATCHES[scale][-1], CIFAR10_RATE, method) for method in (ladder.SSGD, ladder.DPSGD))
-    ssgd, dpsgd = (cell.job(seed) for cell in cells)
+    batch = cv.BATCHES[scale][-1]
+    ssgd, dpsgd = (cv.cell(scale, net, batch, CIFAR10_RATE, method).job(seed) for method in (SSGD, DPSGD))
     watch = (*WATCH[scale], "--keep", "0", "--diagnostics")
     return (
         replace(ssgd, arguments=(*ssgd.arguments, *watch)),
@@ -116,10 +118,13 @@ def _jobs(scene: Scene, pictures: Sequence[str], along: bool) -> Callable[[Scale
 
 
 class Seen:
-    """Runs, and what was measured of them."""
+    """Runs of which all of these kinds of pictures are there, and their points. Raises UserError if there is none."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        self.runs, self._measured = loaded.runs, loaded.measured
+    def __init__(self, loaded: Loaded, *whats: str) -> None:
+        self._measured = loaded.measured
+        self.runs = [run for run in loaded.runs if all(self.of(run, what) for what in whats)]
+        if not self.runs:
+            raise UserError(f"no run has been measured yet: {', '.join(whats)}")
 
     def groups(self) -> Iterator[tuple[str, list[Run]]]:
         """The runs of each algorithm, with its name."""
@@ -155,26 +160,18 @@ class Seen:
             row = [label, str(len(group)), table.median_and_range([run.error_percent for run in group])]
             for what, picture, headings in kinds:
                 numbers = [picture.numbers(self.of(run, what)) for run in group]
-                row += [spread([each[heading] for each in numbers]) for heading in headings]
+                row += [_in_three_digits([each[heading] for each in numbers]) for heading in headings]
             rows.append(row)
         headings = [heading for *_, some in kinds for heading in some]
         return table.markdown(["algorithm", "runs", "held-out error %", *headings], rows)
 
 
+_in_three_digits = partial(table.median_and_range, digits=3, kind="g")
 NAMING = ("step", "x", "y", "of", "probe")  # what tells a run's points apart
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median and range in three digits each; "-" where nothing is finite."""
-    finite = [value for value in values if np.isfinite(value)]
-    if not finite:
-        return "-"
-    middle = f"{np.median(finite):.3g}"
-    return middle if len(values) == 1 else f"{middle} ({min(finite):.3g} - {max(finite):.3g})"
-
-
 def _landscape(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
-    seen = Seen(loaded)
+    seen = Seen(loaded, "contour")
     panels = {run.label: seen.of(run, "contour") for run in seen.first_of_each}
     figures.save(landscapes.contours(panels), folder / name)
     headings = ("loss at the solution", "median loss at the rim")
@@ -191,7 +188,7 @@ def _landscape(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
 
 
 def _hessian(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
-    seen = Seen(loaded)
+    seen = Seen(loaded, "eigenvalues", "density", "curvature")
     top = {run.folder.name: seen.of(run, "eigenvalues")[0]["top"] for run in seen.runs}
     figures.save(landscapes.eigenvalues(top, seen.labels(seen.runs)), folder / f"{name}-eigenvalues")
     pooled = {label: probes([p for run in group for p in seen.of(run, "density")]) for label, group in seen.groups()}
@@ -220,7 +217,7 @@ def _hessian(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
 
 
 def _progression(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
-    seen = Seen(loaded)
+    seen = Seen(loaded, "smoothing")
     figures.save(figures.progression(seen.runs, seen.runs[0].result["lr"]), folder / name)
     points = {run.folder.name: seen.of(run, "smoothing") for run in seen.runs}
     figures.save(landscapes.smoothing(points, seen.labels(seen.runs)), folder / f"{name}-smoothing")
@@ -250,7 +247,7 @@ def _smoothing_table(seen: Seen) -> str:
                 by_step.setdefault(point["step"], []).append(point)
         for step, points in sorted(by_step.items()):
             numbers = ([point.get(key, np.nan) for point in points] for key in keys)
-            rows.append([label, str(step), *map(spread, numbers)])
+            rows.append([label, str(step), *map(_in_three_digits, numbers)])
     header = ["algorithm", "step", "sigma", "L", "smoothness of L", "of L smoothed", "2G/sigma"]
     return table.markdown(header, rows)
 

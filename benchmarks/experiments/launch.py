@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -14,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from horovod_dpsgd.diagnostics.points import Points
+from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.launching import environment
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.report.runs import Run
 from horovod_dpsgd.training import checkpoint
+from horovod_dpsgd.training.cli import recipe_of
 from horovod_dpsgd.training.run_log import METRICS, RESULT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+INDIFFERENT = runs.INDIFFERENT - {"seed"}  # keys of a recipe that shape no result
 SEVERAL = Path(__file__).resolve().parent / "several.py"
 
 
@@ -28,19 +32,19 @@ SEVERAL = Path(__file__).resolve().parent / "several.py"
 class Place:
     """Where and how jobs run.
 
-    folder: of the run folders. launcher: the words before `python`, where {np} stands for the number of learners. more:
+    folder: of the run folders. launcher: the words before `python`, in which {np} is the number of learners. more:
     arguments for all runs, as --data-dir. keep: a folder for what reports are made of, without checkpoints; what is
     there is not run again, whatever `folder` holds. together: so many runs in one launch.
     """
 
     folder: Path
-    launcher: str
+    launcher: tuple[str, ...]
     more: tuple[str, ...] = ()
     keep: Path | None = None
     together: int = 1
 
     def start(self, learners: int) -> list[str]:
-        return [*(word.replace("{np}", str(learners)) for word in shlex.split(self.launcher)), sys.executable]
+        return [*(word.replace("{np}", str(learners)) for word in self.launcher), sys.executable]
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,20 @@ class Job:
     def has_checkpoint(self, place: Place) -> bool:
         return bool(checkpoint.folders(place.folder / self.name / "checkpoints"))
 
-    def load(self, folder: Path) -> Run | Points:
-        return runs.load(folder)
+    def load(self, folder: Path, place: Place) -> Run | Points:
+        """Raises UserError if what is there was not made as this would be."""
+        run = runs.load(folder)
+        check_made_by(run, self.script, self.learners, self.words(place))
+        return run
+
+
+def check_made_by(run: Run, script: str, learners: int, words: Sequence[str]) -> None:
+    """Raise UserError if a run that has ended was made by other settings than those of a command that stands for it."""
+    asked = recipe_of(words, (REPOSITORY / script).parent / "recipes").model_dump(mode="json") | {"learners": learners}
+    made = run.config | {"learners": run.result["learners"]}
+    if changed := [key for key in asked.keys() - INDIFFERENT if asked[key] != made[key]]:
+        differences = ", ".join(f"{key} {made[key]!r}, now {asked[key]!r}" for key in sorted(changed))
+        raise UserError(f"the run in {run.folder} was made with {differences}: remove it, or name other folders")
 
 
 def print_all(jobs: list[Job], place: Place) -> None:
@@ -96,9 +112,13 @@ def print_all(jobs: list[Job], place: Place) -> None:
 
 
 def run_all(jobs: list[Job], place: Place) -> Loaded:
-    """Run what has no result yet, and runs whose checkpoints are wanted for that and missing; return what all have come
-    to. Ends the program if one fails."""
-    missing = [job for job in jobs if job.found(place) is None]
+    """Run what has no result yet, or is of a run that has none, and runs whose checkpoints are wanted for that and
+    missing; return what all have come to.
+
+    Ends the program if one fails. Raises UserError if one that is there was made by other settings.
+    """
+    _load_all(jobs, place)  # those that there are: what cannot be used is said before hours are spent beside it
+    missing = [job for job in jobs if any(each.found(place) is None for each in (job, *job.inputs))]
     print(f"{len(jobs)} runs, of which {len(jobs) - len(missing)} have a result", flush=True)
     lost = {run for job in missing for run in job.inputs if not run.has_checkpoint(place)}
     to_do = [job for job in jobs if job in missing or job in lost]
@@ -107,19 +127,20 @@ def run_all(jobs: list[Job], place: Place) -> Loaded:
         for at in range(0, len(group), place.together):
             _run(group[at : at + place.together], script, learners, place)
     for job in jobs:
-        _keep(job, place)
-    return _load((job, job.found(place) or place.folder / job.name) for job in jobs)
+        if job not in to_do:
+            _keep(job, place)
+    return _load_all(jobs, place)
 
 
 def those_there(jobs: list[Job], place: Place) -> Loaded:
-    """What those jobs have come to that have a result; run nothing."""
-    found = [(job, folder) for job in jobs if (folder := job.found(place)) is not None]
-    print(f"{len(jobs)} runs, of which {len(found)} have a result", flush=True)
-    return _load(found)
+    """What those jobs have come to that have a result; run nothing. Raises UserError for runs of other settings."""
+    loaded = _load_all(jobs, place)
+    print(f"{len(jobs)} runs, of which {len(loaded.runs) + len(loaded.measured)} have a result", flush=True)
+    return loaded
 
 
-def _load(found: Iterable[tuple[Job, Path]]) -> Loaded:
-    loaded = [job.load(folder) for job, folder in found]
+def _load_all(jobs: Iterable[Job], place: Place) -> Loaded:
+    loaded = [job.load(folder, place) for job in jobs if (folder := job.found(place)) is not None]
     runs = [each for each in loaded if isinstance(each, Run)]
     return Loaded(runs, [each for each in loaded if isinstance(each, Points)])
 
@@ -130,21 +151,21 @@ def _run(jobs: list[Job], script: str, learners: int, place: Place) -> None:
         command = [*place.start(learners), str(REPOSITORY / script), *words[0]]
     else:
         place.folder.mkdir(parents=True, exist_ok=True)
-        file = place.folder / "together.jsonl"
+        file = place.folder / f"together-{os.getpid()}.jsonl"
         file.write_text("".join(json.dumps(each) + "\n" for each in words))
         command = [*place.start(learners), str(SEVERAL), str(REPOSITORY / script), str(file)]
     names = ", ".join(job.name for job in jobs)
     print(f"{names}: {shlex.join(command)}", flush=True)
     status = subprocess.run(command, env=environment(), check=False).returncode
     if status:
-        sys.exit(f"reproduce.py: the run {names} failed with status {status}; the reason is above")
+        sys.exit(f"the run {names} failed with status {status}; the reason is above")
     for job in jobs:
-        _keep(job, place)
+        _keep(job, place, anew=True)
 
 
-def _keep(job: Job, place: Place) -> None:
+def _keep(job: Job, place: Place, anew: bool = False) -> None:
     folder, kept = place.folder / job.name, place.keep / job.name if place.keep else None
-    if kept is None or (kept / job.files[-1]).exists():
+    if kept is None or ((kept / job.files[-1]).exists() and not anew):
         return
     kept.mkdir(parents=True, exist_ok=True)
     for file in job.files:  # the last says that all are there

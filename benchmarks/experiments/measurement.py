@@ -45,7 +45,7 @@ class Measurement(Job):
             return kept
         return own if (own / self.ended).exists() else None
 
-    def load(self, folder: Path) -> Points:
+    def load(self, folder: Path, place: Place) -> Points:
         return points.load(folder / self.files[-1])
 
 

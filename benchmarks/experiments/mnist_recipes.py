@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.experiments import dead_units
 from benchmarks.experiments.experiment import Experiment, Line, Scale
 from benchmarks.experiments.launch import Job, Loaded
@@ -45,7 +47,7 @@ def report(_scale: Scale, loaded: Loaded, folder: Path) -> str:
                 run for run in loaded.runs if run.folder.name.startswith(f"{_file_name(variant)}-{algorithm}-seed")
             ]
             errors = [run.error_percent for run in group]
-            worst = [float(max(run.curve("train_loss_max")[1][-30:])) for run in group]
+            worst = [float(np.max(run.curve("train_loss_max")[1][-30:])) for run in group]
             rows.append(
                 [
                     variant,

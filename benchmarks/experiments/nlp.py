@@ -13,9 +13,10 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from benchmarks.experiments import ladder
+from benchmarks.experiments import ladder, tables
+from benchmarks.experiments.cells import DPSGD, SSGD, Cell, Method, Net, ssgd_star
 from benchmarks.experiments.experiment import Scale
-from benchmarks.experiments.ladder import DPSGD, LOSS, SSGD, Cell, Method, Net, Outcomes, ssgd_star
+from benchmarks.experiments.tables import LOSS, Outcomes
 from horovod_dpsgd.report import figures
 
 LEARNERS = 16  # Section 4
@@ -71,11 +72,11 @@ def figure_1c(scale: Scale) -> list[Cell]:
 
 
 _table = partial(
-    ladder.limits_and_figure,
+    tables.limits_and_figure,
     measure=LOSS,
     caption="held-out loss over warm-up",
     xlabel="warm-up, steps",
-    limits=ladder.LIMITS.format(rung="warm-up", easier="at all longer ones"),
+    limits=tables.LIMITS.format(rung="warm-up", easier="at all longer ones"),
     harder_upwards=False,
 )
 
@@ -83,11 +84,11 @@ _table = partial(
 def _curves(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
     runs = [run for group in outcomes.runs.values() for run in group]
     figures.save(figures.heldout_loss(runs, outcomes.nets[0].label), folder / name)
-    return [ladder.results_table(outcomes, LOSS), f"![held-out loss]({name}.png)"]
+    return [tables.results_table(outcomes, LOSS), f"![held-out loss]({name}.png)"]
 
 
 def _noise(outcomes: Outcomes, folder: Path, name: str) -> list[str]:
-    return ladder.curves_with_best_noise(outcomes, LOSS, figures.heldout_loss, folder, name)
+    return tables.curves_with_best_noise(outcomes, LOSS, figures.heldout_loss, folder, name)
 
 
 PAPER_TABLE_5 = """The paper's (validation loss, one run each; 7.26 is diverged):

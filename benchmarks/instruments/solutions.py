@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,13 +42,13 @@ class Run:
         return f"{self.recipe.algo}{with_whom}: {self.name}"
 
     def checkpoints(self) -> list[Manifest]:
-        """All that can be read, the first step first."""
+        """All that are intact, the first step first."""
         found = []
         for folder in reversed(checkpoint.folders(self.folder / "checkpoints")):
-            try:
-                found.append(Manifest.read(folder))
-            except ValueError:
-                continue
+            with suppress(ValueError):
+                manifest = Manifest.read(folder)
+                if manifest.damage() is None:
+                    found.append(manifest)
         return found
 
 
@@ -90,10 +91,10 @@ class Landscape:
 
     def _sample(self, samples: int) -> Iterator[Batch]:
         """Every k-th sample of the training set, `samples` at most, in batches that are known to fit: a learner's."""
-        local = min(run.recipe.batch_size // run.newest.learners for run in self.runs)
+        local = min(run.recipe.samples_at_once(run.newest.learners) for run in self.runs)
         parts = list(self.task.shard_batches("train", 0, -(-self.task.samples // samples)))
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        for batch in zip(*(column.split(max(1, local)) for column in columns), strict=True):
+        for batch in zip(*(column.split(local) for column in columns), strict=True):
             yield to_device(batch, self.device)
 
 

@@ -167,18 +167,26 @@ def _measure(given: argparse.Namespace) -> None:
     chosen = wall_clock.chosen(known, given.only)
     folder = given.runs
     if given.list:
-        print("\n".join(f"{job.name:40} {wall_clock.shown(job, folder)}" for job in chosen))
+        print("\n".join(f"{job.name:40} {wall_clock.shown(job, folder, given.timeout)}" for job in chosen))
         return
-    skipped = []
-    for number, job in enumerate([] if given.report else chosen, 1):
-        print(f"[{number}/{len(chosen)}] {job.name}: {wall_clock.shown(job, folder)}", flush=True)
+    wall_clock.results(known, folder)  # what cannot be used is said before hours are spent beside it
+    to_run = [] if given.report else [job for job in chosen if not wall_clock.impossible(job)]
+    failed = {}
+    for number, job in enumerate(to_run, 1):
+        print(f"[{number}/{len(to_run)}] {job.name}: {wall_clock.shown(job, folder, given.timeout)}", flush=True)
         if reason := wall_clock.run(job, folder, given.timeout):
-            skipped.append(f"* {job.name}: {reason}")
+            failed[job.name] = reason
             print(f"{job.name}: {reason}", flush=True)
     finished = wall_clock.results(known, folder)
-    text = wall_clock.report(finished) + ("\n\nNot run:\n\n" + "\n".join(skipped) if skipped else "")
+    with_result = {job.name for job, _ in finished}
+    missing = [job for job in known if job.name not in with_result]
+    reasons = (failed.get(job.name) or wall_clock.impossible(job) or "not yet" for job in missing)
+    not_run = "\n".join(f"* {job.name}: {reason}" for job, reason in zip(missing, reasons, strict=True))
+    text = wall_clock.report(finished) + (f"\n\nNot run:\n\n{not_run}" if not_run else "")
     _write(given.output, "wall-clock.md", f"# Training against the clock\n\n{text}")
     _where(given.output)
+    if failed:
+        raise UserError(f"{len(failed)} of the runs failed: {', '.join(failed)}")
 
 
 def _read(folders: list[Path]) -> list[Lines]:

@@ -20,14 +20,17 @@ import numpy as np
 
 from benchmarks.comm.jobs import mpirun_here, mpirun_on_two_hosts
 from benchmarks.comm.output import duration
-from benchmarks.experiments.launch import REPOSITORY
+from benchmarks.experiments.launch import REPOSITORY, check_made_by
 from benchmarks.two_hosts.netns import why_not
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.launching import environment
 from horovod_dpsgd.report import runs, table
 from horovod_dpsgd.report.runs import Run
+from horovod_dpsgd.training.run_log import RESULT
 
 RATES: dict[str, str | None] = {"unlimited": None, "10gbit": "10gbit", "1gbit": "1gbit", "200mbit": "200mbit"}
+TRAIN = "benchmarks/cv/train.py"
+TO_END = 60.0  # seconds that a program has to end what it started
 NETWORK = "model_options.hidden=[1000, 1000]"  # 1.8 million weights
 COMMON = ("--recipe", "mnist", "--batch-size", "1600", "--max-steps", "300", "--set", NETWORK, "--log-every", "5")
 LOSS = 0.15  # nats, that all reach
@@ -60,6 +63,11 @@ class Job:
     more: tuple[str, ...] = ()
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        """Of the training command."""
+        return (*COMMON, *ALGORITHMS[self.algorithm], *DISTURBED.get(self.disturbed, ()), *self.more)
+
+    @property
     def name(self) -> str:
         """What its folder is called."""
         place = f"two-hosts-{self.link}" if self.link else "one-host"
@@ -72,13 +80,13 @@ class Job:
             return "one host"
         return "two emulated hosts" + (f", link of {RATES[self.link]}" if RATES[self.link] else "")
 
-    def command(self, folder: Path) -> list[str]:
-        words = [sys.executable, str(REPOSITORY / "benchmarks/cv/train.py"), *COMMON, *ALGORITHMS[self.algorithm]]
-        words += [*DISTURBED.get(self.disturbed, ()), *self.more, "--output", str(folder.resolve())]
+    def command(self, folder: Path, timeout: float) -> list[str]:
+        words = [sys.executable, str(REPOSITORY / TRAIN), *self.arguments, "--output", str(folder.resolve())]
         if not self.link:
             return [*mpirun_here(self.learners), *words]
         rate = RATES[self.link]
-        world = [sys.executable, "-m", "benchmarks.two_hosts", *(["--rate", rate] if rate else [])]
+        world = [sys.executable, "-m", "benchmarks.two_hosts", "--timeout", f"{timeout:g}"]
+        world += ["--rate", rate] if rate else []
         half = self.learners // 2
         return [*world, *mpirun_on_two_hosts(f"host1:{half},host2:{half}", self.learners), *words]
 
@@ -100,30 +108,38 @@ def chosen(known: Sequence[Job], patterns: Iterable[str]) -> list[Job]:
     return found
 
 
-def shown(job: Job, folder: Path) -> str:
+def shown(job: Job, folder: Path, timeout: float) -> str:
     """The command as one types it in the repository."""
-    words = ["python" if word == sys.executable else word for word in job.command(folder / job.name)]
+    words = ["python" if word == sys.executable else word for word in job.command(folder / job.name, timeout)]
     return shlex.join(words).replace(f"{REPOSITORY}/", "")
 
 
+def impossible(job: Job) -> str | None:
+    """Why it cannot be run here; None if it can."""
+    return why_not() if job.link else None
+
+
 def run(job: Job, folder: Path, timeout: float) -> str | None:
-    """Run a job unless it has its result; why it could not be run, or None."""
+    """Run a job unless it has its result; how it failed, or None."""
     output = folder / job.name
-    if (output / "result.json").exists():
+    if (output / RESULT).exists():
         return None
-    if job.link and (reason := why_not()):
-        return reason
-    command = [*job.command(output), "--resume", "auto"]
+    command = [*job.command(output, timeout), "--resume", "auto"]
     try:
-        status = subprocess.run(command, env=environment(), check=False, timeout=timeout).returncode
+        # two emulated hosts are taken down by their own program, which has the same limit
+        limit = timeout + TO_END if job.link else timeout
+        status = subprocess.run(command, env=environment(), check=False, timeout=limit).returncode
     except subprocess.TimeoutExpired:
         return f"it did not end within {timeout:.0f} s"
     return f"it failed with status {status}" if status else None
 
 
 def results(known: Sequence[Job], folder: Path) -> list[tuple[Job, Run]]:
-    """Those that have run."""
-    return [(job, runs.load(folder / job.name)) for job in known if (folder / job.name / "result.json").exists()]
+    """Those that have run. Raises UserError for one that other settings have made."""
+    found = [(job, runs.load(folder / job.name)) for job in known if (folder / job.name / RESULT).exists()]
+    for job, each in found:
+        check_made_by(each, TRAIN, job.learners, job.arguments)
+    return found
 
 
 def seconds_a_step(run_: Run) -> float:

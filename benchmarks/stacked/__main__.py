@@ -9,8 +9,8 @@ speech-cpu took 35 s on an H200, all told. A line of --output is a run: what was
 weights by step, training losses, consensus distances.
 
 Starts, samples and pairings are those of real learners (`mpirun ... train.py`) with the same seed, and so are results
-up to rounding; SSGD*'s noise and dropout are drawn otherwise, and all runs augment images by the first seed. Models:
-without BatchNorm.
+up to rounding; SSGD*'s noise and dropout are drawn otherwise, and so are augmentations of images (all runs have the
+first seed's). Models: without BatchNorm.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 import yaml
 
 from benchmarks import tasks
+from benchmarks.comm.arguments import count
 from benchmarks.stacked.training import FREE, Outcome, Training, check
 from horovod_dpsgd.errors import RecipeError, UserError
 from horovod_dpsgd.training import recipe as recipes
@@ -43,14 +44,22 @@ def main() -> int:
             check(recipe, given.learners)
         torch.set_float32_matmul_precision("high" if given.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = given.tf32  # its convolutions have it by default
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        with given.output.open("a") as file:
+        with _open(given.output) as file:
             for stack in stacks(wanted, given.at_once):
                 train(stack, given.learners, file)
     except UserError as error:
         print(f"stacked: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _open(path: Path) -> TextIO:
+    """To add lines. Raises UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a")
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def train(stack: Sequence[tuple[Recipe, Chosen]], learners: int, file: TextIO) -> None:
@@ -70,7 +79,7 @@ def train(stack: Sequence[tuple[Recipe, Chosen]], learners: int, file: TextIO) -
 def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--recipe", required=True, metavar="FILE")
-    p.add_argument("--learners", type=int, default=16, metavar="N")
+    p.add_argument("--learners", type=count, default=16, metavar="N")
     p.add_argument(
         "--vary",
         action="append",
@@ -79,10 +88,10 @@ def arguments() -> argparse.Namespace:
         help="a recipe's key and its values; what goes with a value may follow it: algo=ssgd,'dpsgd mix_moments=true'",
     )
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all runs")
-    p.add_argument("--seeds", type=int, default=1, metavar="N", help="0 to N-1 (default: 1)")
+    p.add_argument("--seeds", type=count, default=1, metavar="N", help="0 to N-1 (default: 1)")
     p.add_argument("--data-dir", type=Path, metavar="DIR")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    p.add_argument("--at-once", type=int, default=48, metavar="RUNS", help="as many as fit the memory (default: 48)")
+    p.add_argument("--at-once", type=count, default=48, metavar="RUNS", help="as many as fit the memory (default: 48)")
     p.add_argument("--tf32", action="store_true", help="the networks' products in TensorFloat-32")
     p.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="lines are added to it")
     return p.parse_args()
@@ -90,21 +99,24 @@ def arguments() -> argparse.Namespace:
 
 def varied(given: argparse.Namespace) -> Iterator[tuple[Recipe, Chosen]]:
     """Recipes with what was chosen for each, seeds last. Raises RecipeError."""
-    choices = []
+    choices = {"seed": [str(seed) for seed in range(given.seeds)]}
     for word in given.vary:
         key, equals, values = word.partition("=")
         if not equals:
             raise RecipeError(f"--vary {word}: KEY=V1,V2,... is expected")
-        choices.append([(key, value) for value in values.split(",")])
-    choices.append([("seed", str(seed)) for seed in range(given.seeds)])
+        if key in choices:
+            raise RecipeError(f"--vary {key} is given twice" if key != "seed" else "--seeds N says how many seeds")
+        choices[key] = values.split(",")
+    seeds = choices.pop("seed")
     fixed: dict[str, Any] = {"device": given.device}
     if given.data_dir is not None:
         fixed["data_dir"] = given.data_dir
-    for chosen in product(*choices):
+    for values in product(*choices.values(), seeds):
+        chosen = dict(zip([*choices, "seed"], values, strict=True))
         # "dpsgd mix_moments=true" is a value of algo with what goes with it
-        settings = [*given.set, *(word for key, value in chosen for word in f"{key}={value}".split())]
+        settings = [*given.set, *(word for key, value in chosen.items() for word in f"{key}={value}".split())]
         overrides = recipes.parse_settings(settings) | fixed
-        yield recipes.load(given.recipe, Path(), overrides), dict(chosen)
+        yield recipes.load(given.recipe, Path(), overrides), chosen
 
 
 def stacks(wanted: Sequence[tuple[Recipe, Chosen]], at_once: int) -> Iterator[list[tuple[Recipe, Chosen]]]:

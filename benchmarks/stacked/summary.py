@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import figures, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+INDIFFERENT = ("seed", "device", "data_dir")  # of a recipe
 Varied = tuple[tuple[str, str], ...]
 Cells = dict[Varied, dict[str, list[float]]]  # losses by what was varied, seeds aside, and algorithm
 
@@ -36,7 +38,10 @@ def main() -> None:
     p.add_argument("--over", default="lr", metavar="KEY", help="the varied number on the figure's axis (default: lr)")
     p.add_argument("--figure", type=Path, metavar="FILE", help="drawn as FILE.png and FILE.svg")
     given = p.parse_args()
-    found = cells([json.loads(line) for line in given.map.read_text().splitlines()])
+    try:
+        found = cells([json.loads(line) for line in given.map.read_text().splitlines()])
+    except (OSError, ValueError, UserError) as error:
+        p.error(f"{given.map}: {error}")
     if given.figure:
         if not found or not all(_sortable(dict(varied).get(given.over, ""))[0] < math.inf for varied in found):
             p.error(f"--over {given.over}: not every run of {given.map} has a number for it")
@@ -45,14 +50,33 @@ def main() -> None:
 
 
 def cells(lines: Sequence[dict[str, Any]]) -> Cells:
-    """From lines of a map, as `benchmarks.stacked` writes them. A loss that is not finite is infinite."""
+    """From lines of a map, as `benchmarks.stacked` writes them. A loss that is not finite is infinite.
+
+    Raises UserError if the runs of a cell differ in more than the seed, or do not differ in it.
+    """
     found: Cells = defaultdict(lambda: defaultdict(list))
+    settings: dict[tuple[Varied, str], dict[str, dict[str, Any]]] = defaultdict(dict)  # by seed
     for line in lines:
         varied = {key: value for key, value in line["varied"].items() if key not in ("algo", "seed")}
         algo = line["varied"].get("algo") or line["recipe"]["algo"]
+        _check_alike(line, settings[tuple(varied.items()), algo])
         loss = list(line["heldout_losses"].values())[-1]
         found[tuple(varied.items())][algo].append(loss if math.isfinite(loss) else math.inf)
     return dict(sorted(found.items(), key=lambda item: [_sortable(value) for _, value in item[0]]))
+
+
+def _check_alike(line: dict[str, Any], before: dict[str, dict[str, Any]]) -> None:
+    """before: what the cell's other runs were made with, by their seeds; this one's is added."""
+    seed = line["varied"]["seed"]
+    mine = {"learners": line["learners"]} | {k: v for k, v in line["recipe"].items() if k not in INDIFFERENT}
+    for other in before.values():
+        if different := [key for key in mine.keys() & other.keys() if mine[key] != other[key]]:
+            raise UserError(
+                f"runs with {line['varied']} differ in {', '.join(sorted(different))}, which was not varied"
+            )
+    if seed in before:
+        raise UserError(f"there are two runs with {line['varied']}")
+    before[seed] = mine
 
 
 def markdown(cells: Cells) -> str:
@@ -71,11 +95,8 @@ def _algorithms(cells: Cells) -> list[str]:
 def _cell(losses: Sequence[float]) -> str:
     if not losses:
         return "-"
-    median, kept = float(np.median(losses)), [loss for loss in losses if math.isfinite(loss)]
-    text = f"{median:.3f}" if math.isfinite(median) else "lost"
-    if len(losses) > 1 and kept:
-        text += f" ({min(kept):.3f} - {max(kept):.3f})"
-    lost = len(losses) - len(kept)
+    lost = sum(not math.isfinite(loss) for loss in losses)
+    text = "lost" if lost == len(losses) else table.median_and_range(losses, 3)
     return text + (f", {lost} of {len(losses)} lost" if lost and len(losses) > 1 else "")
 
 

@@ -50,6 +50,8 @@ def check(recipe: Recipe, learners: int) -> None:
     recipe.check_learners(learners)
     if recipe.algo not in ALGORITHMS:
         raise RecipeError(f"algo {recipe.algo}: stacked networks know {', '.join(ALGORITHMS)}")
+    if recipe.algo == "dpsgd" and recipe.topology == topology.Hierarchical.name:
+        raise RecipeError("stacked networks are on no nodes, so that topology hierarchical would be complete")
     if recipe.optimizer not in ("sgd", "adam") or recipe.nesterov or recipe.exempt_vectors:
         raise RecipeError("stacked networks know optimizer sgd, without nesterov, and adam, and exempt no vectors")
     if recipe.compression != "none" or recipe.accumulate != 1 or recipe.compile:

@@ -217,11 +217,11 @@ def _row(compared: Comparison, setting: Setting) -> dict[str, Any]:
 
 
 def _cell(values: Sequence[float], write: Callable[[float], str]) -> dict[str, str]:
-    """The median, and the range where values differ; both of those that are finite."""
+    """The median, and the range, of those that are finite, where values differ."""
     found = table.median_low_high(values)
     if found is None:
         return {"median": "–", "range": ""}
-    median, low, high = map(write, found)
+    median, low, high = (write(value) if math.isfinite(value) else "lost" for value in found)
     return {"median": median, "range": f"{low} – {high}" if low != high else ""}
 
 
@@ -230,7 +230,7 @@ def _cell(values: Sequence[float], write: Callable[[float], str]) -> dict[str, s
 
 def _is_logged(compared: Comparison, curve: Curve) -> bool:
     """Whether there is a line to draw: more than a point, and not all 0."""
-    curves = [figures.median_curve([run], curve.metric) for run in compared.runs]
+    curves = [figures.median_curve(setting.runs, curve.metric) for setting in compared.settings]
     return any(len(steps) > 1 and values.any() for steps, values in curves)
 
 

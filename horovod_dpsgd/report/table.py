@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -56,19 +57,26 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def median_and_range(values: Sequence[float], digits: int = 2) -> str:
-    """ "2.71 (2.64 - 2.93)"; the median alone for one value, "-" where nothing is finite."""
+def median_and_range(values: Sequence[float], digits: int = 2, kind: Literal["f", "g"] = "f") -> str:
+    """ "2.71 (2.64 - 2.93)"; the median alone for one value, "-" where nothing is finite.
+
+    digits: behind the point, or, with kind "g", significant ones. What is not finite is of a run that was lost, and
+    worse than all else: "lost (2.64 - 2.93)" if the median is among them.
+    """
     found = median_low_high(values)
     if found is None:
         return "-"
-    median, low, high = (f"{value:.{digits}f}" for value in found)
+    median, low, high = (f"{value:.{digits}{kind}}" if np.isfinite(value) else "lost" for value in found)
     return median if len(values) == 1 else f"{median} ({low} - {high})"
 
 
 def median_low_high(values: Sequence[float]) -> tuple[float, float, float] | None:
-    """Median, least and greatest of the values that are finite; None where none is."""
+    """The median, for which what is not finite counts as infinite; the least and greatest of what is. None for none."""
     finite = [value for value in values if np.isfinite(value)]
-    return (float(np.median(finite)), min(finite), max(finite)) if finite else None
+    if not finite:
+        return None
+    lost = [np.inf] * (len(values) - len(finite))
+    return float(np.median([*finite, *lost])), min(finite), max(finite)
 
 
 def _cells(group: Sequence[Run]) -> list[str]:

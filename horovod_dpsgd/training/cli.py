@@ -10,7 +10,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -185,6 +185,11 @@ def _ended_after(folder: Path, all_steps_done: bool) -> int | None:
         return None
     steps: int = result["steps"]
     return steps if all_steps_done or result["ended"] == "diverged" else None
+
+
+def recipe_of(words: Sequence[str], recipe_folder: Path, default_recipe: str = "") -> Recipe:
+    """The recipe that these words of a command line ask for. Raises RecipeError."""
+    return _recipe(parser("", default_recipe).parse_args(words), recipe_folder, default_recipe)
 
 
 def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str) -> Recipe:
