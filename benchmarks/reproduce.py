@@ -20,7 +20,8 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 SEEDS = 5  # unless --seeds says otherwise
@@ -75,32 +76,37 @@ def main() -> None:
         print(listing.text(EXPERIMENTS, REPOSITORY / "results"))
         return
     try:
-        for name in arguments.names:
-            experiment = EXPERIMENTS[name]
-            if isinstance(experiment, Elsewhere):
-                _run_elsewhere(name, experiment, arguments)
-            else:
-                _reproduce(name, experiment, arguments)
+        work = [_prepare(name, arguments) for name in arguments.names]  # what is wrong with the last is said first
+        for run in work:
+            run()
     except UserError as error:
         print(f"reproduce.py: error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def _run_elsewhere(name: str, experiment: Elsewhere, arguments: argparse.Namespace) -> None:
-    if arguments.demo or arguments.scale == "paper":
-        raise UserError(f"{name} measures this machine: it has no --demo and no --scale paper")
-    status = subprocess.run(experiment.command(arguments), env=launching.environment(), check=False).returncode
-    if status:
-        sys.exit(status)
-
-
-def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace) -> None:
+def _prepare(name: str, arguments: argparse.Namespace) -> Callable[[], None]:
+    """What is to be done for an experiment. Raises UserError for arguments that it cannot have."""
+    experiment = EXPERIMENTS[name]
+    if isinstance(experiment, Elsewhere):
+        if arguments.demo or arguments.scale == "paper":
+            raise UserError(f"{name} measures this machine: it has no --demo and no --scale paper")
+        return partial(_run_elsewhere, experiment.command(arguments))
     if arguments.demo and experiment.demo is None:
         raise UserError(f"{name} has no --demo")
     if experiment.needs_data and not (arguments.data_dir or arguments.dry_run or arguments.report_only):
         task = Path(experiment.jobs(arguments.scale, [0])[0].script).parent.name
         where = f"benchmarks/{task}/{'datasets.py' if task == 'cv' else 'README.md'}"
         raise UserError(f"{name} needs --data-dir; what it may hold: {where}")
+    return partial(_reproduce, name, experiment, arguments)
+
+
+def _run_elsewhere(command: Sequence[str]) -> None:
+    status = subprocess.run(command, env=launching.environment(), check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace) -> None:
     suffix = "" if arguments.scale == "cpu" else "-paper"
     folder, results = experiment.runs + suffix, (experiment.results or experiment.runs) + suffix
     if arguments.demo and experiment.demo:

@@ -351,6 +351,7 @@ def test_reproduce_prints_what_a_cluster_is_to_run(tmp_path):
         (["table-33"], "unknown table-33"),
         (["table-3"], "table-3 needs --data-dir"),
         (["table-3", "--demo", "--data-dir", "x"], "table-3 has no --demo"),
+        (["figure-2", "table-3"], "table-3 needs --data-dir"),  # and figure-2 is not begun
         (["table-2"], "what it may hold: benchmarks/asr/README.md"),
         (["runtime", "--scale", "paper"], "runtime measures this machine"),
         (["runtime", "--keep", "somewhere", "--seeds", "2"], "runtime has no --keep, --seeds"),

@@ -87,6 +87,7 @@ def test_what_is_measured_of_a_run_that_is_trained_anew_is_measured_anew(started
     launch.run_all(JOBS, place)
     (tmp_path / "dpsgd-seed0/result.json").unlink()
     started.clear()
+    launch.run_all(RUNS, place)  # as if the queue had been interrupted behind it
     launch.run_all(JOBS, place)
     assert started == ["dpsgd-seed0", "mnist-contour-seed0"]
 

@@ -179,10 +179,10 @@ def job(name, learners=5, words=ASKED):
     return launch.Job(name, "benchmarks/cv/train.py", learners, words)
 
 
-def write_asked(folder):
+def write_asked(folder, algo="dpsgd"):
     """What a job of these words leaves."""
-    write_run(folder)
-    config = recipe_of(ASKED, launch.REPOSITORY / "benchmarks/cv/recipes").model_dump(mode="json")
+    write_run(folder, algo)
+    config = recipe_of((*ASKED, "--algo", algo), launch.REPOSITORY / "benchmarks/cv/recipes").model_dump(mode="json")
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps(result | {"config": config}))
 
@@ -198,10 +198,28 @@ def write_asked(folder):
 )
 def test_a_run_of_other_settings_is_not_taken_for_the_one_that_is_asked_for(tmp_path, collect, other, difference):
     write_asked(tmp_path / "run")
-    with pytest.raises(UserError, match=f"runs? in {tmp_path}/run was made with .*{difference}: remove it"):
+    with pytest.raises(UserError, match=f"the run in {tmp_path}/run was made with .*{difference}: give the same"):
         collect([other], launch.Place(tmp_path, ("false",)))
-    watched = job("run", words=(*ASKED, "--eval-every", "9", "--data-dir", "elsewhere"))
-    assert len(collect([watched], launch.Place(tmp_path, ("false",))).runs) == 1
+
+
+@pytest.mark.parametrize("collect", [launch.run_all, launch.those_there])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--eval-every", "9", "--data-dir", "elsewhere"),
+        ("--device", "cuda"),  # of a cluster, while this machine has no GPU
+        ("--set", "data_options.workers=2"),
+    ],
+)
+def test_a_run_may_differ_in_what_shapes_no_result(tmp_path, collect, more):
+    write_asked(tmp_path / "run")
+    assert len(collect([job("run")], launch.Place(tmp_path, ("false",), more)).runs) == 1
+
+
+def test_the_topology_of_a_recipe_is_not_that_of_ssgd(tmp_path):
+    write_asked(tmp_path / "run", algo="ssgd")
+    words = (*ASKED, "--algo", "ssgd", "--set", "topology=ring")
+    assert len(launch.those_there([job("run", words=words)], launch.Place(tmp_path, ())).runs) == 1
 
 
 def name_of(command):

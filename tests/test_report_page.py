@@ -167,7 +167,9 @@ def test_what_is_not_logged_is_said_and_what_is_zero_is_not_drawn(html, kept_htm
 
 
 def test_what_one_seed_of_three_has_logged_is_no_curve_of_a_median(tmp_path):
-    page.render([write_run(tmp_path / f"d{seed}", seed=seed, dynamics=seed == 0) for seed in range(3)])
+    one = page.render([write_run(tmp_path / f"one{seed}", seed=seed, dynamics=seed == 0) for seed in range(3)])
+    three = page.render([write_run(tmp_path / f"three{seed}", seed=seed, dynamics=True) for seed in range(3)])
+    assert ["figure-noise" in html for html in (one, three)] == [False, True]
 
 
 def test_kept_results_have_a_row_for_each_setting_under_its_condition(kept_html):

@@ -138,7 +138,7 @@ def test_divergence_is_a_result_and_no_crash(mpirun, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ["ssgd", "dpsgd"])
+@pytest.mark.parametrize("algo", ["ssgd", "dpsgd", "adpsgd"])
 def test_horovodrun_starts_16_learners(horovodrun, tmp_path, algo):
     options = ["--algo", algo, "--synthetic", "--max-steps", 6, "--output", tmp_path]
     horovodrun(16, "localhost:16", "benchmarks/cv/train.py", *options, timeout=400)

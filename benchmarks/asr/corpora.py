@@ -75,7 +75,8 @@ def kaldi_style(folder: Path) -> list[Spoken]:
     if (folder / "utt2spk").exists():
         speakers = dict(_lines(folder / "utt2spk"))
         if missing := [name for name, _ in transcripts if not speakers.get(name)]:
-            raise DataError(f"{folder / 'utt2spk'} has no speaker for {missing[0]}, nor for {len(missing) - 1} others")
+            others = f", nor for {len(missing) - 1} others" if missing[1:] else ""
+            raise DataError(f"{folder / 'utt2spk'} has no speaker for {missing[0]}{others}")
     audio = _audio_files(folder)
     return [Spoken(name, speakers[name], _words(text), audio.get(name)) for name, text in sorted(transcripts)]
 

@@ -21,7 +21,7 @@ def of_run(run: Run) -> float:
     if manifest is None:
         return float("nan")
     state = checkpoint.read(manifest, 0)["algorithm"]["model"]
-    task = _task(Recipe.model_validate(run.result["config"]).model_dump_json())
+    task = _task(Recipe.model_validate(run.result["config"] | {"device": "cpu"}).model_dump_json())
     model = task.make_model()
     model.load_state_dict(state)
     return 100 * dead_share(model, next(task.shard_batches("heldout", 0, 1))[0])

@@ -57,8 +57,8 @@ def paper_lines(text: str, measure: Measure, columns: str = "network", **common:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     lines: list[Line] = []
     for row in rows[2:]:
-        cells = dict(zip(rows[0], row, strict=True))
-        place = {name: cells.pop(heading).partition(" ")[0] for heading, name in PLACE.items() if heading in cells}
+        entries = dict(zip(rows[0], row, strict=True))
+        place = {name: entries.pop(heading).partition(" ")[0] for heading, name in PLACE.items() if heading in entries}
         place |= common
-        lines += [{columns: of, **place, **measure.of_paper(float(value))} for of, value in cells.items() if value]
+        lines += [{columns: of, **place, **measure.of_paper(float(value))} for of, value in entries.items() if value]
     return lines

@@ -21,6 +21,7 @@ from horovod_dpsgd.report import runs
 from horovod_dpsgd.report.runs import Run
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.cli import recipe_of
+from horovod_dpsgd.training.recipe import shaping
 from horovod_dpsgd.training.run_log import METRICS, RESULT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -99,11 +100,17 @@ class Job:
 
 def check_made_by(run: Run, script: str, learners: int, words: Sequence[str]) -> None:
     """Raise UserError if a run that has ended was made by other settings than those of a command that stands for it."""
-    asked = recipe_of(words, (REPOSITORY / script).parent / "recipes").model_dump(mode="json") | {"learners": learners}
-    made = run.config | {"learners": run.result["learners"]}
-    if changed := [key for key in asked.keys() - INDIFFERENT if asked[key] != made[key]]:
-        differences = ", ".join(f"{key} {made[key]!r}, now {asked[key]!r}" for key in sorted(changed))
-        raise UserError(f"the run in {run.folder} was made with {differences}: remove it, or name other folders")
+    recipe = recipe_of(words, (REPOSITORY / script).parent / "recipes")
+    # a recipe names a topology even where the algorithm has none
+    free = INDIFFERENT if run.result["topology"] else INDIFFERENT | {"topology"}
+    asked = shaping(recipe.model_dump(mode="json"), free) | {"learners": learners}
+    made = shaping(run.config, free) | {"learners": run.result["learners"]}
+    if changed := [key for key in asked if asked[key] != made[key]]:
+        differences = ", ".join(f"{key} {made[key]!r}, now {asked[key]!r}" for key in changed)
+        raise UserError(
+            f"the run in {run.folder} was made with {differences}: give the same arguments for runs (after --), name "
+            "other folders, or remove it"
+        )
 
 
 def print_all(jobs: list[Job], place: Place) -> None:

@@ -39,14 +39,19 @@ class Measurement(Job):
         return self.words(place)
 
     def found(self, place: Place) -> Path | None:
-        """Points that are kept are whole; those that are being measured may not be."""
-        own, kept = place.folder / self.name, place.keep / self.name if place.keep else None
-        if kept and (kept / self.files[-1]).exists():
-            return kept
-        return own if (own / self.ended).exists() else None
+        """Points that are kept are whole, others once all are there; those older than a run are of one before it."""
+        trained = max((_time(place.folder / run.name / run.files[-1]) for run in self.of), default=0)
+        whole = [place.keep / self.name / self.points] if place.keep else []
+        whole.append(place.folder / self.name / self.ended)
+        return next((file.parent for file in whole if file.exists() and _time(file) >= trained), None)
 
     def load(self, folder: Path, place: Place) -> Points:
         return points.load(folder / self.files[-1])
+
+
+def _time(file: Path) -> int:
+    """When it was written, in nanoseconds; 0 if it is not there."""
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def of_landscape(scene: str, what: str, seed: int, runs: tuple[Job, ...], learners: int, *options: str) -> Measurement:

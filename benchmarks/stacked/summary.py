@@ -22,12 +22,12 @@ import numpy as np
 
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import figures, table
+from horovod_dpsgd.report.runs import INDIFFERENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INDIFFERENT = ("seed", "device", "data_dir")  # of a recipe
 Varied = tuple[tuple[str, str], ...]
 Cells = dict[Varied, dict[str, list[float]]]  # losses by what was varied, seeds aside, and algorithm
 

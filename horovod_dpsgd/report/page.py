@@ -85,11 +85,19 @@ DYNAMICS = (
 
 @dataclass(frozen=True)
 class Column:
-    """Of the table of results: the heading, and each run's number."""
+    """Of the table of results: the heading, and each run's number.
+
+    lost: a run without a finite number was lost, and is worse than all others; else the number was not measured.
+    """
 
     heading: str
     of: Callable[[Run], float]
     written: Callable[[float], str]
+    lost: bool = False
+
+    def cell(self, runs: Sequence[Run]) -> dict[str, str]:
+        numbers = [self.of(run) for run in runs]
+        return _cell([number for number in numbers if self.lost or math.isfinite(number)], self.written)
 
 
 def _digits(number: int) -> Callable[[float], str]:
@@ -120,8 +128,8 @@ def _of_result(key: str, factor: float = 1.0) -> Callable[[Run], float]:
 
 
 COLUMNS = (
-    Column("held-out error %", lambda run: run.error_percent, lambda value: f"{value:.2f}"),
-    Column("held-out loss", lambda run: run.heldout_loss, _digits(4)),
+    Column("held-out error %", lambda run: run.error_percent, lambda value: f"{value:.2f}", lost=True),
+    Column("held-out loss", lambda run: run.heldout_loss, _digits(4), lost=True),
     Column("step, ms", lambda run: 1e3 * run.step_seconds, _digits(3)),
     Column("exposed communi\u00adcation, ms", _of_result("exposed_communication_seconds_median", 1e3), _digits(2)),
     Column("sent a step and learner", _of_result("bytes_sent_per_step"), _bytes),
@@ -212,12 +220,12 @@ def _row(compared: Comparison, setting: Setting) -> dict[str, Any]:
         "batch": f"{first.result['global_batch']:,}",
         "rate": written(first.result["lr"]),
         "diverged": f"{sum(run.result['diverged'] for run in runs)} of {len(runs)}",
-        "cells": [_cell([column.of(run) for run in runs], column.written) for column in COLUMNS],
+        "cells": [column.cell(runs) for column in COLUMNS],
     }
 
 
 def _cell(values: Sequence[float], write: Callable[[float], str]) -> dict[str, str]:
-    """The median, and the range, of those that are finite, where values differ."""
+    """The median, and the range of those that are finite, where values differ."""
     found = table.median_low_high(values)
     if found is None:
         return {"median": "–", "range": ""}
@@ -268,9 +276,10 @@ def _learners(compared: Comparison) -> dict[str, Any] | None:
         own = [accuracies[np.isfinite(accuracies)] for accuracies in own]
         if setting.runs[0].result["learners"] == 1 or not any(len(accuracies) for accuracies in own):
             continue
-        cells = [[100 - run.error_percent for run in setting.runs]]
+        cells = [[100 - run.error_percent for run in setting.runs if math.isfinite(run.error_percent)]]
         cells += [[float(of(each)) for each in own if len(each)] for of in (np.mean, np.min, np.max)]
-        distance = [run.number("consensus_distance") for run in setting.runs]
+        distances = (run.number("consensus_distance") for run in setting.runs)
+        distance = [each for each in distances if math.isfinite(each)]
         rows.append(
             (setting.name, [*(_cell(values, lambda v: f"{v:.2f}") for values in cells), _cell(distance, _digits(3))])
         )

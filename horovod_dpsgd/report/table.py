@@ -23,7 +23,8 @@ def comparison(runs: Iterable[Run], extra: Mapping[str, Callable[[Sequence[Run]]
 
 def step_milliseconds(group: Sequence[Run]) -> str:
     """A cell for `extra`: the median time of a step, which means something on a machine with nothing else to do."""
-    return median_and_range([1e3 * run.step_seconds for run in group], 1)
+    times = (1e3 * run.step_seconds for run in group)
+    return median_and_range([each for each in times if np.isfinite(each)], 1)
 
 
 def of_run(run: Run) -> dict[str, object]:

@@ -188,11 +188,11 @@ def _ended_after(folder: Path, all_steps_done: bool) -> int | None:
 
 
 def recipe_of(words: Sequence[str], recipe_folder: Path, default_recipe: str = "") -> Recipe:
-    """The recipe that these words of a command line ask for. Raises RecipeError."""
-    return _recipe(parser("", default_recipe).parse_args(words), recipe_folder, default_recipe)
+    """The recipe that these words ask for, of a command that may be for another machine. Raises RecipeError."""
+    return _recipe(parser("", default_recipe).parse_args(words), recipe_folder, default_recipe, elsewhere=True)
 
 
-def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str) -> Recipe:
+def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str, elsewhere: bool = False) -> Recipe:
     """The recipe the command line asks for: for a run that is resumed, by default the one in its folder."""
     own = ("recipe", "output", "resume", "resume_average", "set")
     overrides = {name: value for name, value in vars(given).items() if value is not None and name not in own}
@@ -203,7 +203,7 @@ def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str) -> Rec
         raise RecipeError("--resume needs --output, the folder of the run to go on with")
     nothing_there = given.resume == "auto" and not os.path.exists(given.output / CONFIG)
     if not given.resume or nothing_there:
-        recipe = recipes.load(given.recipe or default, recipe_folder, overrides)
+        recipe = recipes.load(given.recipe or default, recipe_folder, overrides, elsewhere)
     else:
         begun_with = str(given.output / CONFIG)
         recipe = recipes.load(given.recipe or begun_with, recipe_folder, overrides)

@@ -6,12 +6,13 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from horovod_dpsgd import schedules
 from horovod_dpsgd.algorithms import ALGORITHMS
@@ -28,6 +29,7 @@ WATCHING = {
     "diagnostics_samples", "diagnostics_hessian",
 }  # fmt: skip
 FREE = LENGTHS | WATCHING | {"data_dir", "stall_timeout", "slow_learner", "jitter"}  # may change when a run is resumed
+ELSEWHERE = "elsewhere"  # where validation is told that a recipe is run on another machine
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # what PyYAML raises, an impossible date among it
 
 
@@ -136,6 +138,12 @@ class Recipe(BaseModel):
             raise ValueError(f"momentum is for sgd; {self.optimizer} has betas")
         if self.device == "cuda" and self.algo == "dpsgd" and self.topology == "hierarchical":
             raise ValueError("topology hierarchical is for device cpu")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_this_machine(self, info: ValidationInfo) -> Recipe:
+        if info.context == ELSEWHERE:
+            return self
         if self.compile and self.device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
             raise ValueError("compile needs a C++ compiler, and there is none here")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -218,11 +226,12 @@ class Recipe(BaseModel):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
-def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:
+def load(name_or_file: str, folder: Path, overrides: dict[str, Any], elsewhere: bool = False) -> Recipe:
     """The recipe `folder`/NAME.yaml, or a file, with `overrides` put over it (mappings key by key).
 
     A length given there, epochs or max_steps, is the whole length: the file's other one is dropped. So it is with lr
-    and lr_scale, which is no key of a Recipe: lr is computed from it here.
+    and lr_scale, which is no key of a Recipe: lr is computed from it here. elsewhere: what this machine lacks is no
+    matter, as it is not to be run here.
 
     Raises RecipeError, in one line, for a file that is missing or not YAML, an unknown key, or an impossible value.
     """
@@ -242,7 +251,7 @@ def load(name_or_file: str, folder: Path, overrides: dict[str, Any]) -> Recipe:
     for key, value in overrides.items():
         both = isinstance(value, dict) and isinstance(keys.get(key), dict)
         keys[key] = keys[key] | value if both else value
-    return _validated(_with_rate(keys))
+    return _validated(_with_rate(keys), elsewhere)
 
 
 def _with_rate(keys: dict[str, Any]) -> dict[str, Any]:
@@ -269,17 +278,18 @@ def _with_rate(keys: dict[str, Any]) -> dict[str, Any]:
 
 def check_resumable(before: Recipe, now: Recipe) -> None:
     """Raise RecipeError if a run that began by one recipe would go on by another in what shapes its result."""
-    old, new = (_shaping(recipe) for recipe in (before, now))
+    old, new = (shaping(recipe.model_dump(), FREE) for recipe in (before, now))
     changed = [key for key, value in old.items() if new[key] != value]
     if changed:
         words = ", ".join(f"{key} {old[key]!r}, now {new[key]!r}" for key in changed)
         raise RecipeError(f"the run cannot be resumed by another recipe: it was begun with {words}")
 
 
-def _shaping(recipe: Recipe) -> dict[str, Any]:
-    """The keys that shape a run's result. By whom data are read does not: tasks see to that."""
-    keys = {key: value for key, value in recipe.model_dump().items() if key not in FREE}
-    return keys | {"data_options": {key: value for key, value in recipe.data_options.items() if key != "workers"}}
+def shaping(keys: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
+    """Of a recipe's keys those that shape a run's result; `free` do not. Nor does by whom data are read: tasks see to
+    that."""
+    data_options = {key: value for key, value in keys["data_options"].items() if key != "workers"}
+    return {key: value for key, value in keys.items() if key not in free} | {"data_options": data_options}
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
@@ -317,9 +327,9 @@ def _joined(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _validated(keys: dict[str, Any]) -> Recipe:
+def _validated(keys: dict[str, Any], elsewhere: bool) -> Recipe:
     try:
-        return Recipe.model_validate(keys)
+        return Recipe.model_validate(keys, context=ELSEWHERE if elsewhere else None)
     except ValidationError as error:
         problems = "; ".join(_one_line(problem) for problem in error.errors())
         raise RecipeError(problems) from error
