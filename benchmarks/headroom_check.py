@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.comm.arguments import count
+from benchmarks.comm.arguments import Parser, count
 from benchmarks.experiments.launch import REPOSITORY, Job, Place, run_all
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.headroom.__main__ import look
@@ -89,7 +89,7 @@ def _outcome(said: str, stable: int, runs: Sequence[Run]) -> list[str]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser("headroom_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("cases", nargs="+", metavar="RECIPE=DIR", help=f"{', '.join(CASES)}, and where the data are")
     p.add_argument("--seeds", type=count, default=3, metavar="N", help="default: 3")
     p.add_argument("--runs", type=Path, default=Path("runs/headroom-check"), metavar="DIR", help="for run folders")

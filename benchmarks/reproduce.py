@@ -28,7 +28,7 @@ SEEDS = 5  # unless --seeds says otherwise
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.comm.arguments import count  # noqa: E402
+from benchmarks.comm.arguments import Parser, count  # noqa: E402
 from benchmarks.experiments import (  # noqa: E402
     asr,
     cifar10,
@@ -149,7 +149,7 @@ def _launcher(given: str | None) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME", help="list, or one or more of: " + ", ".join(EXPERIMENTS))
     parser.add_argument("--scale", choices=["cpu", "paper"], default="cpu", help="default: cpu")
     parser.add_argument("--seeds", type=count, metavar="N", help=f"how many, from 0 on (default: {SEEDS})")

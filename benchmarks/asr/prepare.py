@@ -22,13 +22,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from benchmarks.asr.prepared import FRAME_TYPES, Manifest  # noqa: E402
 from benchmarks.asr.writing import PreparedWriter, summary  # noqa: E402
 from horovod_dpsgd.errors import RecipeError, UserError  # noqa: E402
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RecipeError(message)
+from horovod_dpsgd.training.cli import Parser  # noqa: E402
 
 
 def parser() -> Parser:

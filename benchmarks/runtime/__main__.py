@@ -20,7 +20,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from benchmarks.comm import arguments
 from benchmarks.runtime import documents, fit, plots, validate, wall_clock
@@ -32,18 +31,12 @@ from benchmarks.runtime.steps import with_link
 from horovod_dpsgd import launching
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.topology import TOPOLOGIES
+from horovod_dpsgd.training.cli import Parser
 
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 MOST_LEARNERS = 2**20
 DELAYED, STEPS_AFTER = (64, 4.0), (1, 2, 3, 4, 6, 8, 12, 20)
 JITTERS, JITTERED = (0.1, 0.5, 1.0), (2, 4, 16, 64, 256, 1024, 4096)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def main() -> None:

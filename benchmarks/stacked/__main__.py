@@ -27,7 +27,7 @@ import torch
 import yaml
 
 from benchmarks import tasks
-from benchmarks.comm.arguments import count
+from benchmarks.comm.arguments import Parser, count
 from benchmarks.stacked.training import FREE, Outcome, Training, check
 from horovod_dpsgd.errors import RecipeError, UserError
 from horovod_dpsgd.training import recipe as recipes
@@ -77,7 +77,7 @@ def train(stack: Sequence[tuple[Recipe, Chosen]], learners: int, file: TextIO) -
 
 
 def arguments() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser("stacked", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--recipe", required=True, metavar="FILE")
     p.add_argument("--learners", type=count, default=16, metavar="N")
     p.add_argument(
