@@ -182,8 +182,8 @@ def _provenance(runs: Sequence[Run]) -> str:
     commits = sorted({str(run.result["git"]) for run in runs})
     made_with = Counter(_versions(run) for run in runs)
     versions = [
-        f"Versions{f' ({count} of {len(runs)} runs)' if len(made_with) > 1 else ''}: {words}."
-        for words, count in made_with.most_common()
+        f"Versions{f' ({number} of {len(runs)} runs)' if len(made_with) > 1 else ''}: {words}."
+        for words, number in made_with.most_common()
     ]
     return "\n".join([command, f"Data: {'; '.join(data)}. Code: {', '.join(commits)}.", *versions])
 

@@ -134,8 +134,7 @@ def run_all(jobs: list[Job], place: Place) -> Loaded:
         for at in range(0, len(group), place.together):
             _run(group[at : at + place.together], script, learners, place)
     for job in jobs:
-        if job not in to_do:
-            _keep(job, place)
+        _keep(job, place)
     return _load_all(jobs, place)
 
 

@@ -99,20 +99,22 @@ def arguments() -> argparse.Namespace:
 
 def varied(given: argparse.Namespace) -> Iterator[tuple[Recipe, Chosen]]:
     """Recipes with what was chosen for each, seeds last. Raises RecipeError."""
-    choices = {"seed": [str(seed) for seed in range(given.seeds)]}
+    choices: dict[str, list[str]] = {}
     for word in given.vary:
         key, equals, values = word.partition("=")
         if not equals:
             raise RecipeError(f"--vary {word}: KEY=V1,V2,... is expected")
+        if key == "seed":
+            raise RecipeError("--seeds N says how many seeds")
         if key in choices:
-            raise RecipeError(f"--vary {key} is given twice" if key != "seed" else "--seeds N says how many seeds")
+            raise RecipeError(f"--vary {key} is given twice")
         choices[key] = values.split(",")
-    seeds = choices.pop("seed")
+    choices["seed"] = [str(seed) for seed in range(given.seeds)]
     fixed: dict[str, Any] = {"device": given.device}
     if given.data_dir is not None:
         fixed["data_dir"] = given.data_dir
-    for values in product(*choices.values(), seeds):
-        chosen = dict(zip([*choices, "seed"], values, strict=True))
+    for values_chosen in product(*choices.values()):
+        chosen = dict(zip(choices, values_chosen, strict=True))
         # "dpsgd mix_moments=true" is a value of algo with what goes with it
         settings = [*given.set, *(word for key, value in chosen.items() for word in f"{key}={value}".split())]
         overrides = recipes.parse_settings(settings) | fixed

@@ -187,9 +187,10 @@ def _ended_after(folder: Path, all_steps_done: bool) -> int | None:
     return steps if all_steps_done or result["ended"] == "diverged" else None
 
 
-def recipe_of(words: Sequence[str], recipe_folder: Path, default_recipe: str = "") -> Recipe:
-    """The recipe that these words ask for, of a command that may be for another machine. Raises RecipeError."""
-    return _recipe(parser("", default_recipe).parse_args(words), recipe_folder, default_recipe, elsewhere=True)
+def recipe_of(words: Sequence[str], recipe_folder: Path) -> Recipe:
+    """The recipe that these words ask for, --recipe among them, of a command that may be for another machine. Raises
+    RecipeError."""
+    return _recipe(parser("", "").parse_args(words), recipe_folder, "", elsewhere=True)
 
 
 def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str, elsewhere: bool = False) -> Recipe:
