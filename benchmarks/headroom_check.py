@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.comm.arguments import Parser, count
+from benchmarks.comm.arguments import count
 from benchmarks.experiments.launch import REPOSITORY, Job, Place, run_all
+from horovod_dpsgd.command_line import OneLineParser, give_up
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.headroom.__main__ import look
 from horovod_dpsgd.headroom.judgement import is_stable
@@ -89,7 +90,7 @@ def _outcome(said: str, stable: int, runs: Sequence[Run]) -> list[str]:
 
 
 def main() -> None:
-    p = Parser("headroom_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser("headroom_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("cases", nargs="+", metavar="RECIPE=DIR", help=f"{', '.join(CASES)}, and where the data are")
     p.add_argument("--seeds", type=count, default=3, metavar="N", help="default: 3")
     p.add_argument("--runs", type=Path, default=Path("runs/headroom-check"), metavar="DIR", help="for run folders")
@@ -101,7 +102,7 @@ def main() -> None:
     try:
         rows = [row for name, folder in cases.items() for row in check(name, folder, given.runs, given.seeds)]
     except UserError as error:
-        p.exit(2, f"headroom_check: error: {error}\n")
+        give_up(error, p.prog)
     hits, misses = (sum(row[-1] == word for row in rows) for word in ("hit", "miss"))
     command = shlex.join(["python", "-m", "benchmarks.headroom_check", *sys.argv[1:]])
     text = f"{table.markdown(HEADER, rows)}\n\n{hits} hits, {misses} misses.\n\nCommand: `{command}`\n"

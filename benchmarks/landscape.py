@@ -28,10 +28,10 @@ from benchmarks.instruments.picture import Options
 from benchmarks.instruments.pictures import PICTURES
 from benchmarks.instruments.solutions import open_runs
 from horovod_dpsgd import learners
+from horovod_dpsgd.command_line import RaisingParser, give_up
 from horovod_dpsgd.diagnostics.points import measure_all
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners
-from horovod_dpsgd.training.cli import Parser, give_up
 
 LEAST = {"points": 2, "seed": 0, "top": 1, "probes": 1, "lanczos_steps": 1, "pairs": 1, "samples": 1}
 POSITIVE = ("extent", "sigma")
@@ -82,9 +82,9 @@ def _options(given: argparse.Namespace) -> Options:
     return Options(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Options)})
 
 
-def _parser() -> Parser:
+def _parser() -> RaisingParser:
     default = Options()
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = RaisingParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument("folders", nargs="+", type=Path, metavar="RUN_DIR", help="of runs of one task and model")
     p.add_argument("--what", required=True, choices=list(PICTURES))
     p.add_argument("--output", type=Path, metavar="DIR", help="default: landscape/ in the first run's folder")

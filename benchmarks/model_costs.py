@@ -26,12 +26,12 @@ from benchmarks.comm import arguments
 from benchmarks.comm.loops import Timed, train_bare
 from benchmarks.comm.output import duration
 from horovod_dpsgd import learners, machine
+from horovod_dpsgd.command_line import OneLineParser, give_up
 from horovod_dpsgd.diagnostics.points import Point, Points, load, measure_all
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import table
 from horovod_dpsgd.training import Recipe, Task
 from horovod_dpsgd.training import recipe as recipes
-from horovod_dpsgd.training.cli import give_up
 
 RECIPES = Path(__file__).resolve().parent
 STEPS = 5  # that are timed
@@ -117,8 +117,8 @@ def main() -> None:
     print(text)
 
 
-def parser() -> arguments.Parser:
-    p = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> OneLineParser:
+    p = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--output", type=Path, required=True, metavar="DIR")
     p.add_argument("--scale", choices=["cpu", "paper"], default="cpu", help="of batches (default: %(default)s)")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")

@@ -28,7 +28,7 @@ SEEDS = 5  # unless --seeds says otherwise
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.comm.arguments import Parser, count  # noqa: E402
+from benchmarks.comm.arguments import count  # noqa: E402
 from benchmarks.experiments import (  # noqa: E402
     asr,
     cifar10,
@@ -45,6 +45,7 @@ from benchmarks.experiments import (  # noqa: E402
 )
 from benchmarks.experiments.experiment import Elsewhere, Experiment  # noqa: E402
 from horovod_dpsgd import launching  # noqa: E402
+from horovod_dpsgd.command_line import OneLineParser, give_up, split_arguments  # noqa: E402
 from horovod_dpsgd.errors import UserError  # noqa: E402
 from horovod_dpsgd.report.runs import Run  # noqa: E402
 
@@ -66,7 +67,7 @@ EXPERIMENTS: dict[str, Experiment | Elsewhere] = listing.in_order(
 
 
 def main() -> None:
-    words, more = launching.split_arguments(sys.argv[1:])
+    words, more = split_arguments(sys.argv[1:])
     parser = _parser()
     arguments = parser.parse_args(words)
     arguments.more = more
@@ -80,8 +81,7 @@ def main() -> None:
         for run in work:
             run()
     except UserError as error:
-        print(f"reproduce.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        give_up(error)
 
 
 def _prepare(name: str, arguments: argparse.Namespace) -> Callable[[], None]:
@@ -149,7 +149,7 @@ def _launcher(given: str | None) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME", help="list, or one or more of: " + ", ".join(EXPERIMENTS))
     parser.add_argument("--scale", choices=["cpu", "paper"], default="cpu", help="default: cpu")
     parser.add_argument("--seeds", type=count, metavar="N", help=f"how many, from 0 on (default: {SEEDS})")

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from horovod_dpsgd.command_line import give_up
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.checkpoint import Manifest
@@ -37,7 +38,7 @@ def main() -> None:
         weights = checkpoint.mean_model(manifest)  # tied tensors stand under each of their names, apart
         save(weights, given.output)
     except UserError as error:
-        p.exit(2, f"horovod_dpsgd.export: error: {error}\n")
+        give_up(error, "horovod_dpsgd.export")
     count = sum(tensor.numel() for tensor in weights.values())
     print(f"{given.output}: the mean of {manifest.learners} learners after step {manifest.step}, {count} numbers")
 

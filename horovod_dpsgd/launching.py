@@ -26,9 +26,3 @@ def environment() -> dict[str, str]:
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | root | {"PYTHONPATH": os.pathsep.join(paths)}
-
-
-def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
-    """What is before "--", and what is behind it: arguments for the training runs."""
-    at = words.index("--") if "--" in words else len(words)
-    return words[:at], words[at + 1 :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from horovod_dpsgd import launching
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAMS = REPOSITORY / "tests" / "programs"
@@ -26,8 +27,7 @@ def mpi_library() -> str:
 
 
 def environment() -> dict[str, str]:
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-    return os.environ | root | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return launching.environment() | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def run(command: list[str], timeout: float, status: int | None, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -44,16 +44,14 @@ def run(command: list[str], timeout: float, status: int | None, **kwargs: object
 @pytest.fixture
 def mpirun() -> Job:
     """mpirun(n, script, *arguments, timeout=120, status=0): run `python script arguments` as n learners."""
-    library = mpi_library()
     if shutil.which("mpirun") is None:
-        pytest.skip(library)
-    more_than_cores = ["--oversubscribe"] if "Open MPI" in library else []
+        pytest.skip(mpi_library())
 
     def job(
         n: int, script: Path | str, *arguments: object, timeout: float = 120, status: int | None = 0, **kwargs: object
     ):
         words = [str(word) for word in (script, *arguments)]
-        return run(["mpirun", *more_than_cores, "-np", str(n), sys.executable, *words], timeout, status, **kwargs)
+        return run([*launching.mpirun(n), sys.executable, *words], timeout, status, **kwargs)
 
     return job
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, environment, mpi_library
 
+from horovod_dpsgd import launching
 from horovod_dpsgd.errors import DataError, UserError
 from horovod_dpsgd.export import save
 from horovod_dpsgd.training import checkpoint
@@ -315,7 +316,7 @@ def test_signals_save_and_end_a_run_that_goes_on_as_if_nothing_had_been(tmp_path
     if "Open MPI" not in mpi_library() and "open-mpi" not in mpi_library():
         pytest.skip(f"{mpi_library()}: mpirun dies of SIGUSR2")
     run = ["--algo", algo, *map(str, SHORT), "--checkpoint-every", "0", "--slow-learner", "1:20"]
-    launcher = ["horovodrun", "-np", "2", "-H", "localhost:2"] if algo == "ssgd" else MPIRUN
+    launcher = ["horovodrun", "-np", "2", "-H", "localhost:2"] if algo == "ssgd" else launching.mpirun(2)
     job = start(launcher, *run, "--max-steps", "100000", "--output", tmp_path / "parts")
     wait_for(lambda: learners_of(tmp_path) == 2)
     time.sleep(1)
@@ -332,19 +333,16 @@ def test_signals_save_and_end_a_run_that_goes_on_as_if_nothing_had_been(tmp_path
     assert json.loads((tmp_path / "parts/interrupted.json").read_text()) == {"step": step, "by": "SIGUSR2"}
     assert not (tmp_path / "parts/result.json").exists()
     assert checkpoint.newest(tmp_path / "parts/checkpoints", pytest.fail).step == step
-    ended = start(MPIRUN, *run, "--max-steps", str(step + 6), "--output", tmp_path / "parts", "--resume")
+    ended = start(launching.mpirun(2), *run, "--max-steps", str(step + 6), "--output", tmp_path / "parts", "--resume")
     out, err = ended.communicate(timeout=120)
     assert ended.returncode == 0, out + err
     assert not (tmp_path / "parts/interrupted.json").exists()
     assert json.loads((tmp_path / "parts/result.json").read_text())["ended"] == "completed"
     if algo != "adpsgd":  # which cannot be repeated bit for bit
-        whole = start(MPIRUN, *run, "--max-steps", str(step + 6), "--output", tmp_path / "whole")
+        whole = start(launching.mpirun(2), *run, "--max-steps", str(step + 6), "--output", tmp_path / "whole")
         out, err = whole.communicate(timeout=120)
         assert whole.returncode == 0, out + err
         assert_equal(tmp_path / "whole", tmp_path / "parts", step + 6, 2)
-
-
-MPIRUN = ["mpirun", "--oversubscribe", "-np", "2"]
 
 
 def learners_of(folder: Path) -> int:

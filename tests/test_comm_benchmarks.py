@@ -3,7 +3,6 @@ beyond that it took some time."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -50,18 +49,9 @@ def lines(path, kind="row"):
 # Words and numbers
 
 
-@pytest.mark.parametrize(
-    ("text", "nbytes", "name"),
-    [("1KB", 1024, "1 KB"), ("44MB", 44 * 2**20, "44 MB"), ("64", 64, "64 B"), ("4M", 4 * 2**20, "4 MB")],
-)
-def test_sizes_are_read_and_written_as_osu_does(text, nbytes, name):
-    assert (arguments.bytes_of(text), output.size_name(nbytes)) == (nbytes, name)
-
-
-@pytest.mark.parametrize("text", ["", "MB", "-1KB", "1.5.2KB", "nan", "infMB", "1TB", "1 KB"])
-def test_what_is_no_size_is_said(text):
-    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
-        arguments.bytes_of(text)
+@pytest.mark.parametrize(("nbytes", "name"), [(1024, "1 KB"), (44 * 2**20, "44 MB"), (64, "64 B"), (4 * 2**20, "4 MB")])
+def test_sizes_are_written_as_osu_does(nbytes, name):
+    assert output.size_name(nbytes) == name
 
 
 def test_durations():
@@ -93,7 +83,7 @@ def test_a_spent_budget_leaves_three_turns():
 # Command lines
 
 WRONG = [
-    (exchange, "--sizes 1KB,foo", "argument --sizes: 'foo' is not a size such as 64, 16KB or 44MB"),
+    (exchange, "--sizes 1KB,foo", "argument --sizes: 'foo' is not a size such as 64, 16KB or 1.5GB"),
     (exchange, "--sizes 2", "argument --sizes: '2' is too small for a weight, which takes 4 bytes"),
     (exchange, "--turns 0", "argument --turns: '0' is not a whole number of 1 or more"),
     (exchange, "--budget nan", "argument --budget: 'nan' is not a number of 0 or more"),

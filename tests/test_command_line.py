@@ -1,5 +1,7 @@
 """Any command line ends in one line and status 2, or gets as far as starting the learners; never in a traceback."""
 
+import argparse
+import re
 import sys
 from pathlib import Path
 from unittest import mock
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from horovod_dpsgd import training
+from horovod_dpsgd.command_line import bytes_of
 from horovod_dpsgd.training import cli
 
 RECIPES = REPOSITORY / "benchmarks/cv/recipes"
@@ -82,3 +85,24 @@ def test_a_right_command_line_gets_through():
         pytest.raises(Started),
     ):
         training.main("", {"mnist": None}, Path(RECIPES), "mnist")
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("507MB", 507 * 2**20),
+        ("507MiB", 507 * 2**20),
+        ("1.5G", 3 * 2**29),
+        ("64 kb", 2**16),
+        ("9TB", 9 * 2**40),
+        ("7", 7),
+    ],
+)
+def test_sizes_are_bytes(text, nbytes):
+    assert bytes_of(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "MB", "507XB", "-1MB", "1e3", "1.5.2KB", "nan", "infMB"])
+def test_what_is_no_size_is_said(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
+        bytes_of(text)

@@ -33,6 +33,7 @@ from benchmarks.cv.augment import CropAndFlip, crop_and_flip
 from benchmarks.cv.image_task import ImageTask
 from benchmarks.cv.images import Request, first_of_each_class
 from benchmarks.cv.on_disk import OnDiskImages
+from horovod_dpsgd import launching
 from horovod_dpsgd.errors import DataError, RecipeError
 from horovod_dpsgd.training import Recipe
 from horovod_dpsgd.training import recipe as recipes
@@ -715,7 +716,7 @@ def test_signals_to_the_job_spare_the_workers(folder, tmp_path):
     keys |= {"data_options": {"image_size": 32, "workers": 1}, "max_steps": 100_000, "checkpoint_every": 0}
     recipe_file.write_text(json.dumps(keys | {"log_every": 5, "data_dir": str(folder), "slow_learner": "1:5"}))
     train = REPOSITORY / "benchmarks/cv/train.py"
-    words = ["mpirun", "--oversubscribe", "-np", "2", sys.executable, str(train), "--recipe", str(recipe_file)]
+    words = [*launching.mpirun(2), sys.executable, str(train), "--recipe", str(recipe_file)]
     job = subprocess.Popen(
         [*words, "--output", str(tmp_path / "run")], env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -26,7 +26,8 @@ from benchmarks.nlp import language_task
 from benchmarks.nlp import models as language_models
 from benchmarks.options import parse
 from benchmarks.runtime import __main__ as wall_clock_command
-from horovod_dpsgd import launching
+from horovod_dpsgd.command_line import split_arguments
+from horovod_dpsgd.launching import mpirun
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.training import cli
 from horovod_dpsgd.training import recipe as recipes
@@ -101,12 +102,12 @@ def test_the_runtime_is_measured_by_its_own_command():
     given.more = ["--lr", "0.3"]
     python, *module, measure = runtime.command(given)[:4]
     assert (python, module, measure) == (sys.executable, ["-m", "benchmarks.runtime"], "measure")
-    taken, more = launching.split_arguments(runtime.command(given)[3:])
+    taken, more = split_arguments(runtime.command(given)[3:])
     read = wall_clock_command._parser().parse_args(taken)
     assert (read.runs, read.output) == (Path("mine/runtime"), REPOSITORY / "results/runtime")
     assert more == ["--data-dir", "somewhere", "--lr", "0.3"]
     given.report_only = True  # which runs nothing
-    taken, _ = launching.split_arguments(runtime.command(given)[3:])
+    taken, _ = split_arguments(runtime.command(given)[3:])
     assert wall_clock_command._parser().parse_args(taken).report
 
 
@@ -384,7 +385,7 @@ def test_several_runs_in_one_launch_are_those_of_launches_of_their_own(tmp_path)
     jobs = [
         launch.Job(algo, "benchmarks/cv/train.py", 2, ("--algo", algo, *common)) for algo in ("ssgd", "dpsgd", "adpsgd")
     ]
-    launcher = tuple(launching.mpirun("{np}"))
+    launcher = tuple(mpirun("{np}"))
     together = launch.run_all(jobs, launch.Place(tmp_path / "together", launcher, together=3)).runs
     alone = launch.run_all(jobs[1:2], launch.Place(tmp_path / "alone", launcher)).runs
     assert [run.result["algo"] for run in together] == ["ssgd", "dpsgd", "adpsgd"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, environment
 
-from horovod_dpsgd import restart
+from horovod_dpsgd import launching, restart
 
 RESTART = [sys.executable, "-m", "horovod_dpsgd.restart", "--pause", "0"]
 COUNTING = "echo start >>{log}; n=$(wc -l <{log}); "  # a job that knows how often it was started
@@ -136,7 +136,7 @@ def test_a_training_job_whose_learner_is_killed_ends_as_if_nothing_had_happened(
     options = ["--algo", "dpsgd", "--topology", "matching", "--synthetic", "--batch-size", "300", "--max-steps", "30"]
     options += ["--checkpoint-every", "10", "--keep", "0"]
     mpirun(3, train, *options, "--output", tmp_path / "whole")
-    launch = ["mpirun", "--oversubscribe", "-np", "3", sys.executable, str(faulty), *options]
+    launch = [*launching.mpirun(3), sys.executable, str(faulty), *options]
     command = [*RESTART, "--done", str(tmp_path / "parts/result.json"), "--", *launch]
     command += ["--output", str(tmp_path / "parts"), "--resume", "auto"]
     done = subprocess.run(

@@ -93,7 +93,9 @@ def test_what_cannot_be_stacked_is_refused(tmp_path):
 def test_what_would_be_another_map_than_was_asked_for_is_refused(words, complaint, monkeypatch, tmp_path, capsys):
     recipe = ["--recipe", str(BENCHMARKS / "nlp/recipes/novels-cpu.yaml"), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["stacked", *recipe, "--output", str(tmp_path / "map.jsonl"), *words])
-    assert stacked_command.main() == 2
+    with pytest.raises(SystemExit) as ended:
+        stacked_command.main()
+    assert ended.value.code == 2
     said = capsys.readouterr().err
     assert complaint in said and said.count("\n") == 1
 

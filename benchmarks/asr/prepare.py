@@ -21,12 +21,12 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from benchmarks.asr.prepared import FRAME_TYPES, Manifest  # noqa: E402
 from benchmarks.asr.writing import PreparedWriter, summary  # noqa: E402
+from horovod_dpsgd.command_line import RaisingParser, give_up  # noqa: E402
 from horovod_dpsgd.errors import RecipeError, UserError  # noqa: E402
-from horovod_dpsgd.training.cli import Parser  # noqa: E402
 
 
-def parser() -> Parser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def parser() -> RaisingParser:
+    p = RaisingParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     sources = p.add_subparsers(dest="source", required=True, metavar="audio|kaldi")
     audio = _source(sources, "audio", from_audio, "audio files and transcripts; layouts: benchmarks/asr/corpora.py")
     audio.add_argument("--heldout-fraction", type=float, metavar="F", help="hold so many of the speakers out")
@@ -55,11 +55,11 @@ def parser() -> Parser:
 
 
 def _source(
-    sources: argparse._SubParsersAction[Parser],
+    sources: argparse._SubParsersAction[RaisingParser],
     name: str,
     work: Callable[[argparse.Namespace], Manifest],
     help_line: str,
-) -> Parser:
+) -> RaisingParser:
     p = sources.add_parser(name, help=help_line, description=help_line, allow_abbrev=False)
     p.set_defaults(work=work)
     p.add_argument("--train", type=Path, required=True, metavar="DIR")
@@ -120,8 +120,7 @@ def main() -> None:
         given = parser().parse_args()
         manifest = given.work(given)
     except UserError as error:
-        print(f"prepare.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        give_up(error)
     except ModuleNotFoundError as error:
         _say_what_to_install(error)
     print(summary(manifest, given.output))
@@ -130,8 +129,7 @@ def main() -> None:
 def _say_what_to_install(error: ModuleNotFoundError) -> NoReturn:
     if error.name not in ("kaldiio", "soundfile", "pocketsphinx"):
         raise error
-    print(f"prepare.py: error: {error.name} is not installed: pip install {error.name}", file=sys.stderr)
-    sys.exit(2)
+    give_up(UserError(f"{error.name} is not installed: pip install {error.name}"))
 
 
 if __name__ == "__main__":

@@ -7,30 +7,23 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from benchmarks.comm import models
-from horovod_dpsgd.learners import Learners, environment_rank
+from horovod_dpsgd.command_line import OneLineParser, bytes_of
+from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.topology import TOPOLOGIES, Matching
 
 BFLOAT16 = "bfloat16"
 Number = TypeVar("Number", int, float)
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors are found by every learner, before any of them starts MPI; one speaks."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n" if environment_rank() == 0 else None)
-
-
-def parser(description: str | None, turns: int | None = 9) -> Parser:
+def parser(description: str | None, turns: int | None = 9) -> OneLineParser:
     """The options that all measurements share; turns None: without --turns."""
-    p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--output", type=Path, metavar="FILE", help="JSON lines; default: the terminal alone")
     if turns is not None:
         p.add_argument("--turns", type=count, default=turns, help="repetitions, interleaved (default: %(default)s)")
@@ -61,7 +54,7 @@ def need_two_nodes(us: Learners) -> None:
 # What gossip.create is asked for
 
 
-def add_exchange(p: Parser, concerns: str = "the gossip exchange") -> None:
+def add_exchange(p: OneLineParser, concerns: str = "the gossip exchange") -> None:
     """--topology and --compression; concerns: what they are options of."""
     p.add_argument(
         "--topology", choices=list(TOPOLOGIES), default=Matching.name, help=f"of {concerns} (default: %(default)s)"
@@ -69,7 +62,7 @@ def add_exchange(p: Parser, concerns: str = "the gossip exchange") -> None:
     p.add_argument("--compression", choices=["none", BFLOAT16], default="none", help="of the weights exchanged by it")
 
 
-def check_exchange(p: Parser, given: argparse.Namespace) -> None:
+def check_exchange(p: OneLineParser, given: argparse.Namespace) -> None:
     """Refuse a topology that exchanges no compressed weights with --compression."""
     if given.compression != "none" and TOPOLOGIES[given.topology].summed:
         p.error(f"--compression {given.compression}: topology {given.topology} exchanges no compressed weights")
@@ -99,17 +92,6 @@ def seconds(text: str) -> float:
 def some_seconds(text: str) -> float:
     """Long enough to count something in them."""
     return _number(text, float, 0.01)
-
-
-def bytes_of(text: str) -> int:
-    """Bytes of "64", "16KB", "44MB": K and M are 1024 and its square, as in OSU's benchmarks.
-
-    Raises argparse.ArgumentTypeError for anything else.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", text, re.ASCII | re.IGNORECASE)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 64, 16KB or 44MB")
-    return int(float(match[1]) * 1024 ** "_KMG".index(match[2].upper() or "_"))
 
 
 def weights_size(text: str) -> int:

@@ -38,7 +38,7 @@ UNTIMED = 2
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 
-def add_options(parser: arguments.Parser, batch_size: int, steps: int, of: str = "samples") -> None:
+def add_options(parser: argparse.ArgumentParser, batch_size: int, steps: int, of: str = "samples") -> None:
     """--batch-size and --steps, with these defaults."""
     parser.add_argument("--batch-size", type=arguments.count, default=batch_size, help=f"{of} (default: %(default)s)")
     parser.add_argument(

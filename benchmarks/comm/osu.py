@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.comm import arguments
-from benchmarks.comm.arguments import bytes_of
 from benchmarks.comm.output import Output
 from horovod_dpsgd import learners
+from horovod_dpsgd.command_line import bytes_of
 from horovod_dpsgd.gossip import Window
 from horovod_dpsgd.learners import Learners
 

@@ -31,10 +31,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.comm import arguments, plots, summary, tables
+from benchmarks.comm import plots, summary, tables
 from benchmarks.comm.jobs import Job, all_jobs, is_mpich, jobs_between, load
 from benchmarks.experiments.launch import REPOSITORY
 from benchmarks.two_hosts.netns import why_not
+from horovod_dpsgd.command_line import OneLineParser
 
 PEERS = ("decent-dp", "loguru")  # what pip is asked for by --install-peers
 
@@ -129,8 +130,8 @@ def _two_hosts(text: str) -> str:
     return text
 
 
-def _options() -> arguments.Parser:
-    parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _options() -> OneLineParser:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names, or patterns such as 'step-*'")
     parser.add_argument("--again", action="store_true", help="measure anew what has been measured")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")

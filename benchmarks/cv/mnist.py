@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from horovod_dpsgd.command_line import give_up
 from horovod_dpsgd.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -307,8 +308,7 @@ def main() -> None:
         source = find_mnist(arguments.data_dir)
         train, heldout = load_mnist(source)
     except DataError as problem:
-        print(f"mnist.py: {problem}", file=sys.stderr)
-        sys.exit(2)
+        give_up(problem)
     print(f"MNIST{' (REDUCED)' if source.reduced else ''} from {source.origin}, in {source.path}")
     print(f"{len(train.labels)} training images, {len(heldout.labels)} heldout images, 28 x 28")
     for name, sha256 in (REDUCED_SHA256 if source.reduced else MNIST_SHA256).items():

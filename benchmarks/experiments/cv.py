@@ -40,7 +40,7 @@ PLAIN = Net("VGG11, narrow", TRAIN, "cifar10-cpu")
 PLAIN_BN = Net("VGG11-BN, narrow", TRAIN, "cifar10-cpu", ("--set", "model_options.batch_norm=true"))
 RESNET18_CPU = network("ResNet-18, narrow", "cifar10-cpu", "resnet18", "model_options.width=0.125")
 EFFICIENTNET_CPU = network(
-    "EfficientNet-B0 (2019), narrow", "cifar10-cpu", "efficientnet-b0-2019", "model_options.width=0.5"
+    "EfficientNet-B0 (2019), narrow", "cifar10-cpu", "efficientnet-b0-2019", "model_options.width=0.25"
 )
 
 ROUGH: dict[Scale, Net] = {"cpu": PLAIN, "paper": VGG11}

@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from benchmarks.nlp.language_task import LanguageTask  # noqa: E402
+from horovod_dpsgd.command_line import give_up  # noqa: E402
 from horovod_dpsgd.errors import UserError  # noqa: E402
 from horovod_dpsgd.training import recipe  # noqa: E402
 
@@ -30,8 +31,7 @@ def main() -> None:
             overrides["data_dir"] = given.data_dir
         task = LanguageTask(recipe.load(given.recipe, HERE / "recipes", overrides))
     except UserError as error:
-        sys.stderr.write(f"{Path(__file__).name}: error: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+        give_up(error, Path(__file__).name)
     sys.stdout.write(f"{task.data}\n")
 
 

@@ -28,10 +28,9 @@ from benchmarks.runtime.costs import Cost
 from benchmarks.runtime.fit import Fitted, Lines
 from benchmarks.runtime.predict import Question
 from benchmarks.runtime.steps import with_link
-from horovod_dpsgd import launching
+from horovod_dpsgd.command_line import RaisingParser, give_up, split_arguments
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.topology import TOPOLOGIES
-from horovod_dpsgd.training.cli import Parser
 
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 MOST_LEARNERS = 2**20
@@ -40,7 +39,7 @@ JITTERS, JITTERED = (0.1, 0.5, 1.0), (2, 4, 16, 64, 256, 1024, 4096)
 
 
 def main() -> None:
-    words, more = launching.split_arguments(sys.argv[1:])
+    words, more = split_arguments(sys.argv[1:])
     try:
         given = _parser().parse_args(words)
         if more and given.run is not _measure:
@@ -48,8 +47,7 @@ def main() -> None:
         given.more = more
         given.run(given)
     except (UserError, ValueError) as error:
-        print(f"benchmarks.runtime: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        give_up(error, "benchmarks.runtime")
 
 
 def _predict(given: argparse.Namespace) -> None:
@@ -218,9 +216,9 @@ def _positive(text: str) -> float:
     return seconds
 
 
-def _parser() -> Parser:
+def _parser() -> RaisingParser:
     as_it_is = argparse.RawDescriptionHelpFormatter
-    parser = Parser("python -m benchmarks.runtime", description=__doc__, formatter_class=as_it_is)
+    parser = RaisingParser("python -m benchmarks.runtime", description=__doc__, formatter_class=as_it_is)
     commands = parser.add_subparsers(required=True, metavar="predict | validate | mixing | delays | measure")
     p = _command(commands, "predict", _predict, "step time and scaling efficiency of each algorithm")
     _measurements(p)
@@ -250,8 +248,11 @@ def _parser() -> Parser:
 
 
 def _command(
-    commands: argparse._SubParsersAction[Parser], name: str, run: Callable[[argparse.Namespace], None], words: str
-) -> Parser:
+    commands: argparse._SubParsersAction[RaisingParser],
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    words: str,
+) -> RaisingParser:
     p = commands.add_parser(name, help=words, description=words)
     p.set_defaults(run=run)
     p.add_argument("--output", type=Path, default=Path("runs/runtime/results"), metavar="DIR", help="%(default)s")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby, product
 from pathlib import Path
@@ -27,8 +26,9 @@ import torch
 import yaml
 
 from benchmarks import tasks
-from benchmarks.comm.arguments import Parser, count
+from benchmarks.comm.arguments import count
 from benchmarks.stacked.training import FREE, Outcome, Training, check
+from horovod_dpsgd.command_line import OneLineParser, give_up
 from horovod_dpsgd.errors import RecipeError, UserError
 from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.recipe import Recipe
@@ -36,7 +36,7 @@ from horovod_dpsgd.training.recipe import Recipe
 Chosen = dict[str, str]  # of what is varied
 
 
-def main() -> int:
+def main() -> None:
     given = arguments()
     try:
         wanted = list(varied(given))
@@ -48,9 +48,7 @@ def main() -> int:
             for stack in stacks(wanted, given.at_once):
                 train(stack, given.learners, file)
     except UserError as error:
-        print(f"stacked: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        give_up(error, "stacked")
 
 
 def _open(path: Path) -> TextIO:
@@ -77,7 +75,7 @@ def train(stack: Sequence[tuple[Recipe, Chosen]], learners: int, file: TextIO) -
 
 
 def arguments() -> argparse.Namespace:
-    p = Parser("stacked", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser("stacked", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--recipe", required=True, metavar="FILE")
     p.add_argument("--learners", type=count, default=16, metavar="N")
     p.add_argument(
@@ -150,4 +148,4 @@ def summary(outcome: Outcome) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

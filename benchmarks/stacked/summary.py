@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.comm.arguments import Parser
+from horovod_dpsgd.command_line import OneLineParser
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import INDIFFERENT
@@ -34,7 +34,7 @@ Cells = dict[Varied, dict[str, list[float]]]  # losses by what was varied, seeds
 
 
 def main() -> None:
-    p = Parser("stacked.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser("stacked.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("map", type=Path, metavar="MAP.jsonl", help="what benchmarks.stacked has written")
     p.add_argument("--over", default="lr", metavar="KEY", help="the varied number on the figure's axis (default: lr)")
     p.add_argument("--figure", type=Path, metavar="FILE", help="drawn as FILE.png and FILE.svg")

@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import NoReturn
 
+from horovod_dpsgd.command_line import OneLineParser, bytes_of
 from horovod_dpsgd.doctor.judgement import (
     WORLD_WINDOW,
     Finding,
-    bytes_of,
     cannot_make_world_window,
     cores_a_learner,
     flags,
@@ -43,16 +42,9 @@ DEFAULT_MODEL = "507MB"  # VGG11, the largest of the paper's
 RDMA_DEVICES = ("/sys/class/infiniband", "/sys/class/cxi")
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors are one line, from one learner."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"horovod_dpsgd.doctor: {message}\n" if environment_rank() == 0 else None)
-
-
 def arguments() -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
-    p = Parser("python -m horovod_dpsgd.doctor", description=__doc__, formatter_class=layout, allow_abbrev=False)
+    p = OneLineParser("python -m horovod_dpsgd.doctor", description=__doc__, formatter_class=layout, allow_abbrev=False)
     words = f"one learner's weights; units are powers of 1024 (default: {DEFAULT_MODEL}, VGG11, which only warns)"
     p.add_argument("--model-size", type=bytes_of, metavar="SIZE", help=words)
     p.add_argument("--seconds", type=float, default=3.0, help="that the sender of a message computes (default: 3)")

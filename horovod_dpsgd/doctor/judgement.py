@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -181,14 +180,6 @@ def judge_message(idle: float, alone: float, driven: float, seconds: float) -> l
         need = "needed: no, a message ends while its sender computes; on more than one node it starts all the same"
     level = "warn" if driven > waited else "ok"
     return [Finding(level, "message", words), Finding(level, "progress engine", need)]
-
-
-def bytes_of(size: str) -> int:
-    """A size like 507MB in bytes. Units are powers of 1024, as in the paper's model sizes and docker's --shm-size."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", size, re.IGNORECASE)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{size!r} is not a size such as 98MB or 1.5GB")
-    return int(float(match[1]) * 1024 ** "_KMGT".index(match[2].upper() or "_"))
 
 
 def human(count: float) -> str:

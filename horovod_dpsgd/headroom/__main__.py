@@ -19,14 +19,13 @@ import sys
 import textwrap
 from pathlib import Path
 
+from horovod_dpsgd.command_line import RaisingParser, give_up, split_arguments
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.headroom import verdict
 from horovod_dpsgd.headroom.ladder import MAKERS
 from horovod_dpsgd.headroom.probe import AFTER_WARMUP, ALGORITHMS, Probe, Request
-from horovod_dpsgd.launching import split_arguments
-from horovod_dpsgd.training.cli import Parser
 
-BAD_INPUT, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 ASKED_FOR = {"lr": ("--lr",), "batch": ("--lr", "RATE", "--batch-size"), "warmup": ("--warmup",)}
 
 
@@ -38,10 +37,9 @@ def main() -> int:
         else:
             look(request)
     except UserError as error:
-        print(f"headroom: error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        give_up(error, "horovod_dpsgd.headroom")
     except KeyboardInterrupt:
-        print("headroom: interrupted; the same command goes on", file=sys.stderr)
+        print("horovod_dpsgd.headroom: interrupted; the same command goes on", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -67,7 +65,9 @@ def _print_commands(request: Request) -> None:
 def _request() -> tuple[Request, bool]:
     words, more = split_arguments(sys.argv[1:])
     layout = argparse.RawDescriptionHelpFormatter
-    p = Parser("python -m horovod_dpsgd.headroom", description=__doc__, formatter_class=layout, allow_abbrev=False)
+    p = RaisingParser(
+        "python -m horovod_dpsgd.headroom", description=__doc__, formatter_class=layout, allow_abbrev=False
+    )
     p.add_argument("script", metavar="SCRIPT")
     p.add_argument("--launcher", required=True, metavar="WORDS", help="starts the learners: the words before `python`")
     p.add_argument("--over", choices=list(MAKERS), default="lr", help="what is made harder (default: lr)")

@@ -6,15 +6,17 @@ python -m horovod_dpsgd.report runs/mnist-ssgd-... runs/mnist-dpsgd-... --figure
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from horovod_dpsgd.command_line import give_up
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import runs, table
 
+PROGRAM = "horovod_dpsgd.report"
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m horovod_dpsgd.report", description="Compare runs.")
+    parser = argparse.ArgumentParser(prog=f"python -m {PROGRAM}", description="Compare runs.")
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, with result.json in them"
     )
@@ -24,12 +26,12 @@ def main() -> None:
     try:
         loaded = [runs.load(folder) for folder in arguments.folders]
     except UserError as error:
-        sys.exit(f"report: error: {error}")
+        give_up(error, PROGRAM)
     print(table.comparison(loaded, {"step ms": table.step_milliseconds}))
     try:
         _draw(loaded, arguments.figure, arguments.html)
     except OSError as error:
-        sys.exit(f"report: error: {error.filename} cannot be written: {error.strerror}")
+        give_up(UserError(f"{error.filename} cannot be written: {error.strerror}"), PROGRAM)
 
 
 def _draw(loaded: list[runs.Run], figure: Path | None, html: Path | None) -> None:

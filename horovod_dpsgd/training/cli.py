@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from horovod_dpsgd import learners as learners_module
 from horovod_dpsgd.algorithms import ALGORITHMS
+from horovod_dpsgd.command_line import RaisingParser, give_up
 from horovod_dpsgd.errors import DataError, RecipeError, UserError
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.topology import TOPOLOGIES
@@ -38,15 +39,8 @@ SEEN_SECONDS = 10.0
 WITHOUT_TOPOLOGY = ("ssgd", "ssgd-star")
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, from one learner."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RecipeError(message)
-
-
-def parser(description: str, default_recipe: str) -> Parser:
-    p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def parser(description: str, default_recipe: str) -> RaisingParser:
+    p = RaisingParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument("--recipe", metavar="NAME_OR_FILE", help=f"default: {default_recipe}; of a resumed run, its own")
     # What to run
     p.add_argument("--algo", choices=list(ALGORITHMS))
@@ -305,10 +299,3 @@ def _summary(result: dict[str, Any]) -> str:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def give_up(error: UserError | None) -> NoReturn:
-    """End this process with status 2, after the one line that says why, if it is this one that is to say it."""
-    if error is not None:
-        _say(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}")
-    sys.exit(2)

@@ -1,0 +1,57 @@
+"""What the command lines share: a user's mistake is one line, from one process of a job, and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from horovod_dpsgd.errors import UserError
+from horovod_dpsgd.learners import environment_rank
+
+BAD_INPUT = 2  # exit status, as of argparse
+
+
+class RaisingParser(argparse.ArgumentParser):
+    """Raises UserError, for programs that also find mistakes elsewhere and end by `give_up` for all of them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Ends the program without printing its usage. Every learner finds the error before it starts MPI; one speaks."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n" if environment_rank() == 0 else None)
+
+
+def give_up(error: UserError | ValueError | None, program: str | None = None) -> NoReturn:
+    """End this process with status 2, after the line that says why; None: another process says it.
+
+    program: its name in the line (default: the script's).
+    """
+    if error is not None:
+        reason = " ".join(str(error).split())
+        print(f"{program or Path(sys.argv[0]).name}: error: {reason}", file=sys.stderr, flush=True)
+    sys.exit(BAD_INPUT)
+
+
+def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
+    """What is before "--", and what is behind it: arguments for the training runs."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of "64", "16KB" or "1.5 GiB". Units are powers of 1024, as in OSU's benchmarks, the paper's model sizes and
+    docker's --shm-size.
+
+    Raises argparse.ArgumentTypeError for anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text, re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 64, 16KB or 1.5GB")
+    return int(float(match[1]) * 1024 ** "_KMGT".index(match[2].upper() or "_"))
