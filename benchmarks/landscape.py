@@ -32,6 +32,7 @@ from horovod_dpsgd.command_line import RaisingParser, give_up
 from horovod_dpsgd.diagnostics.points import measure_all
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners
+from horovod_dpsgd.processes import environment_local_rank
 
 LEAST = {"points": 2, "seed": 0, "top": 1, "probes": 1, "lanczos_steps": 1, "pairs": 1, "samples": 1}
 POSITIVE = ("extent", "sigma")
@@ -42,7 +43,7 @@ def main() -> None:
         given = _parser().parse_args()
         options = _options(given)
     except UserError as error:
-        give_up(error if learners.environment_local_rank() == 0 else None)
+        give_up(error if environment_local_rank() == 0 else None)
     us = learners.start()
     learners.use_threads(us)
     try:

@@ -8,12 +8,37 @@
 Needs torch, numpy and mpi4py; Horovod is neither imported nor started.
 """
 
-from horovod_dpsgd.learners import start as init
-from horovod_dpsgd.optimizer import DecentralizedOptimizer
-from horovod_dpsgd.topology import Topology
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from horovod_dpsgd.learners import Learners
+    from horovod_dpsgd.optimizer import DecentralizedOptimizer
+    from horovod_dpsgd.topology import Topology
 
 __version__ = "0.1.0"
 __all__ = ["DecentralizedOptimizer", "Topology", "init", "local_rank", "rank", "size"]
+_MODULES = {"DecentralizedOptimizer": "optimizer", "Topology": "topology"}
+
+
+def __getattr__(name: str) -> object:
+    """PyTorch is imported when it is needed first: commands that only start others do without it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+def init() -> Learners:
+    """Start MPI, if it is not started, and return this job's learners, the same object every time. Collective."""
+    from horovod_dpsgd.learners import start
+
+    return start()
 
 
 def rank() -> int:

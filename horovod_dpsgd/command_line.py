@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from horovod_dpsgd.errors import UserError
-from horovod_dpsgd.learners import environment_rank
+from horovod_dpsgd.processes import environment_rank
 
 BAD_INPUT = 2  # exit status, as of argparse
 

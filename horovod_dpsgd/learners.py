@@ -6,17 +6,14 @@ Starting is explicit (`start()`), happens once, and touches MPI alone: Horovod i
 from __future__ import annotations
 
 import atexit
-import ctypes
 import functools
 import os
 import random
-import signal
 import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -24,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 import torch
 
+from horovod_dpsgd import processes
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.waiting import StallError, wait_until
 
@@ -35,10 +33,6 @@ Result = TypeVar("Result")
 STALL_TIMEOUT = 300.0  # seconds
 LAST_WORDS = 0.5  # seconds between the reason and the end of a job
 ROLL_CALL = 30_977  # a message's tag
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
-LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
 @dataclass(frozen=True)
@@ -190,7 +184,7 @@ def start() -> Learners:
     Also sees to it that an exception on one learner ends the whole job: without that, a learner that leaves by an
     exception waits in MPI_Finalize for the others, and they wait for it.
     """
-    if _environment_integer(LOCAL_SIZE_VARIABLES, 1) > len(os.sched_getaffinity(0)):
+    if processes.environment_local_size() > len(os.sched_getaffinity(0)):
         # Collectives of Open MPI spin unless told otherwise; it decides by the slots it was promised, not by the cores
         # there.
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
@@ -198,32 +192,13 @@ def start() -> Learners:
     os.environ.setdefault("OMPI_MCA_osc_ucx_verbose", "-1")
     from mpi4py import MPI
 
-    if any(name in os.environ for name in RANK_VARIABLES):
-        end_with_parent()  # its launcher: a learner that computes or is stopped would live on without it
+    if processes.is_launched():
+        processes.end_with_parent()  # its launcher: a learner that computes or is stopped would live on without it
     world = MPI.COMM_WORLD.Dup()
     node = cast("MPI.Intracomm", world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank))
     sys.excepthook = _abort_on_exception
     atexit.register(_flush_output)
     return describe(world, node)
-
-
-def end_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends, killed or not."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-@contextmanager
-def sparing_children() -> Iterator[None]:
-    """Processes started inside the block are spared the signals that mpirun passes on.
-
-    It sends them to a learner's whole process group, where a data loader's workers would die of them. The mask is
-    inherited by whatever they start. (SIGTERM is not in it: loaders end their workers by that.)
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def describe(world: MPI.Intracomm, node: MPI.Intracomm, stall_timeout: float = STALL_TIMEOUT) -> Learners:
@@ -254,20 +229,6 @@ def _abort_on_exception(kind: type[BaseException], error: BaseException, trace: 
 def _flush_output() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-
-
-def environment_rank() -> int:
-    """This process's rank by the launcher's environment, known before MPI starts; 0 where no launcher is at work."""
-    return _environment_integer(RANK_VARIABLES, 0)
-
-
-def _environment_integer(names: tuple[str, ...], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if name in os.environ), default)
-
-
-def environment_local_rank() -> int:
-    """The same among the processes of this host."""
-    return _environment_integer(LOCAL_RANK_VARIABLES, environment_rank())
 
 
 def use_threads(learners: Learners) -> int:

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from horovod_dpsgd.learners import end_with_parent
+from horovod_dpsgd.processes import end_with_parent
 
 BAD_INPUT, INTERRUPTED, NOT_STARTED, LOST = 2, 143, 127, 1  # statuses
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -21,6 +21,18 @@ def test_importing_starts_neither_mpi_nor_horovod():
     assert done.returncode == 0, done.stderr
 
 
+def test_starting_a_job_again_needs_no_pytorch():
+    """It stays in memory for as long as the job."""
+    done = python("import sys, horovod_dpsgd.restart; sys.exit('torch' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_there():
+    done = python("import horovod_dpsgd as d; assert set(d.__all__) <= set(dir(d)); [getattr(d, n) for n in d.__all__]")
+    assert done.returncode == 0, done.stderr
+    assert "has no attribute 'nothing'" in python("import horovod_dpsgd; horovod_dpsgd.nothing").stderr
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("nodes", "topology"),

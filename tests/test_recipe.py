@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from horovod_dpsgd.algorithms import ALGORITHMS
-from horovod_dpsgd.errors import RecipeError
+from horovod_dpsgd.errors import RecipeError, UserError
 from horovod_dpsgd.lamb import LAMB
 from horovod_dpsgd.learners import seed_everything
 from horovod_dpsgd.topology import TOPOLOGIES
@@ -41,7 +41,7 @@ def load(folder, keys, **overrides):
 
 def complaint(call, *arguments, **keywords):
     """The one line that a call refuses its arguments with."""
-    with pytest.raises(RecipeError) as raised:
+    with pytest.raises(UserError) as raised:
         call(*arguments, **keywords)
     assert len(str(raised.value).splitlines()) == 1, str(raised.value)
     return str(raised.value)

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from benchmarks.cv.class_folders import ClassFolders, read_image
 from benchmarks.cv.images import Images, Request
 from horovod_dpsgd.errors import DataError
-from horovod_dpsgd.learners import sparing_children
+from horovod_dpsgd.processes import sparing_children
 
 Batch = tuple[Tensor, Tensor]
 

@@ -24,12 +24,12 @@ from torch import Tensor  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 from benchmarks.cv.mnist_task import MnistTask  # noqa: E402
-from horovod_dpsgd import learners  # noqa: E402
 from horovod_dpsgd.gossip.slots import SlotExchange  # noqa: E402
+from horovod_dpsgd.processes import environment_rank  # noqa: E402
 from horovod_dpsgd.training import Batch, checkpoint, main  # noqa: E402
 
 kind, rank, at_step = (os.environ.get("FAULT", "none:0:0")).split(":")
-mine = learners.environment_rank() == int(rank)
+mine = environment_rank() == int(rank)
 step = -1  # the one under way, counted by the batches that were asked for
 
 

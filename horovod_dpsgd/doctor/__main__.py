@@ -36,7 +36,8 @@ from horovod_dpsgd.doctor.probes import (
     check_window,
     collect,
 )
-from horovod_dpsgd.learners import Learners, abort, describe, environment_rank, start, use_threads
+from horovod_dpsgd.learners import Learners, abort, describe, start, use_threads
+from horovod_dpsgd.processes import environment_rank
 
 DEFAULT_MODEL = "507MB"  # VGG11, the largest of the paper's
 RDMA_DEVICES = ("/sys/class/infiniband", "/sys/class/cxi")

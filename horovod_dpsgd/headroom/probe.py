@@ -18,7 +18,7 @@ from horovod_dpsgd.headroom.judgement import end_loss, is_stable
 from horovod_dpsgd.headroom.ladder import Recipe, ladder
 from horovod_dpsgd.headroom.search import Boundary, find_boundary
 from horovod_dpsgd.launching import environment
-from horovod_dpsgd.learners import end_with_parent
+from horovod_dpsgd.processes import end_with_parent
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.report.runs import Run
 from horovod_dpsgd.training.files import write_json

@@ -22,6 +22,7 @@ from horovod_dpsgd.algorithms import ALGORITHMS
 from horovod_dpsgd.command_line import RaisingParser, give_up
 from horovod_dpsgd.errors import DataError, RecipeError, UserError
 from horovod_dpsgd.learners import Learners
+from horovod_dpsgd.processes import environment_local_rank
 from horovod_dpsgd.topology import TOPOLOGIES
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training import recipe as recipes
@@ -112,7 +113,7 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
         if recipe.task not in tasks:
             raise RecipeError(f"unknown task {recipe.task!r}: choose one of {', '.join(tasks)}")
     except UserError as error:  # found by every process; on each host one speaks, for hosts may differ
-        give_up(error if learners_module.environment_local_rank() == 0 else None)
+        give_up(error if environment_local_rank() == 0 else None)
 
     us = replace(learners_module.start(), stall_timeout=recipe.stall_timeout)
     learners_module.use_threads(us)
