@@ -90,7 +90,8 @@ def _outcome(said: str, stable: int, runs: Sequence[Run]) -> list[str]:
 
 
 def main() -> None:
-    p = OneLineParser("headroom_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    p = OneLineParser("python -m benchmarks.headroom_check", description=__doc__, formatter_class=layout)
     p.add_argument("cases", nargs="+", metavar="RECIPE=DIR", help=f"{', '.join(CASES)}, and where the data are")
     p.add_argument("--seeds", type=count, default=3, metavar="N", help="default: 3")
     p.add_argument("--runs", type=Path, default=Path("runs/headroom-check"), metavar="DIR", help="for run folders")

@@ -43,13 +43,13 @@ def main() -> None:
         given = _parser().parse_args()
         options = _options(given)
     except UserError as error:
-        give_up(error if environment_local_rank() == 0 else None)
+        give_up(error, speaks=environment_local_rank() == 0)
     us = learners.start()
     learners.use_threads(us)
     try:
         _look(given, options, us)
     except UserError as error:  # the same on all learners
-        give_up(error if us.rank == 0 else None)
+        give_up(error, speaks=us.rank == 0)
 
 
 def _look(given: argparse.Namespace, options: Options, us: Learners) -> None:

@@ -10,7 +10,7 @@ Runs that exist are not run again, so an interrupted command can be given once m
 
 At the paper's scale runs want 16 GPUs. How learners are started there, and arguments for all runs, can be given:
 
-    ... --launcher 'mpirun -np {np} --hostfile hosts' -- --device cuda --amp
+    ... --launcher 'mpirun -np {np} --hostfile hostfiles/two-hosts.txt' -- --device cuda --amp
 """
 
 from __future__ import annotations

@@ -24,14 +24,14 @@ _MODULES = {"DecentralizedOptimizer": "optimizer", "Topology": "topology"}
 
 
 def __getattr__(name: str) -> object:
-    """PyTorch is imported when it is needed first: commands that only start others do without it."""
+    """PyTorch is imported when it is first needed: by `horovod_dpsgd.restart`, which lives as long as a job, never."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return sorted({*globals(), *__all__})
 
 
 def init() -> Learners:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,18 +26,23 @@ class OneLineParser(argparse.ArgumentParser):
     """Ends the program without printing its usage. Every learner finds the error before it starts MPI; one speaks."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n" if environment_rank() == 0 else None)
+        give_up(message, self.prog, speaks=environment_rank() == 0)
 
 
-def give_up(error: UserError | ValueError | None, program: str | None = None) -> NoReturn:
-    """End this process with status 2, after the line that says why; None: another process says it.
+def give_up(reason: object, program: str | None = None, *, speaks: bool = True) -> NoReturn:
+    """End this process with status 2, after the line that says why, if it is this one that speaks.
 
     program: its name in the line (default: the script's).
     """
-    if error is not None:
-        reason = " ".join(str(error).split())
-        print(f"{program or Path(sys.argv[0]).name}: error: {reason}", file=sys.stderr, flush=True)
+    if speaks:
+        complain(reason, program)
     sys.exit(BAD_INPUT)
+
+
+def complain(reason: object, program: str | None = None) -> None:
+    """The line alone, for learners that must end together."""
+    words = " ".join(str(reason).split())
+    print(f"{program or Path(sys.argv[0]).name}: error: {words}", file=sys.stderr, flush=True)
 
 
 def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
@@ -51,7 +57,8 @@ def bytes_of(text: str) -> int:
 
     Raises argparse.ArgumentTypeError for anything else.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text, re.ASCII | re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?: ?([KMGT])?i?B| ?([KMGT]))?", text, re.ASCII | re.IGNORECASE)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 64, 16KB or 1.5GB")
-    return int(float(match[1]) * 1024 ** "_KMGT".index(match[2].upper() or "_"))
+    unit = (match[2] or match[3] or "_").upper()
+    return int(Fraction(match[1]) * 1024 ** "_KMGT".index(unit))

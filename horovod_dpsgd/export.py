@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from horovod_dpsgd.command_line import give_up
+from horovod_dpsgd.command_line import OneLineParser, give_up
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.checkpoint import Manifest
@@ -28,7 +28,7 @@ from horovod_dpsgd.training.files import write_whole
 
 def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser("python -m horovod_dpsgd.export", description=__doc__, formatter_class=layout)
+    p = OneLineParser("python -m horovod_dpsgd.export", description=__doc__, formatter_class=layout)
     p.add_argument("run", type=Path, metavar="RUN_DIR")
     p.add_argument("output", type=Path, metavar="FILE", help="its suffix says the format: .safetensors or .pt")
     p.add_argument("--step", type=int, help="of which step (default: the newest)")
@@ -38,7 +38,7 @@ def main() -> None:
         weights = checkpoint.mean_model(manifest)  # tied tensors stand under each of their names, apart
         save(weights, given.output)
     except UserError as error:
-        give_up(error, "horovod_dpsgd.export")
+        give_up(error, p.prog)
     count = sum(tensor.numel() for tensor in weights.values())
     print(f"{given.output}: the mean of {manifest.learners} learners after step {manifest.step}, {count} numbers")
 

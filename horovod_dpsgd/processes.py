@@ -1,4 +1,4 @@
-"""This process among others of its machine: what its launcher says of it, and how one's end or signals reach another.
+"""This process among those of its job and machine: what its launcher says of it, whose end and signals reach it.
 
 Needs no PyTorch: `python -m horovod_dpsgd.restart` stays in memory for as long as a job.
 """

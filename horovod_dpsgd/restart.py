@@ -26,9 +26,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser
 from horovod_dpsgd.processes import end_with_parent
 
-BAD_INPUT, INTERRUPTED, NOT_STARTED, LOST = 2, 143, 127, 1  # statuses
+INTERRUPTED, NOT_STARTED, LOST = 143, 127, 1  # statuses
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 CHECK = "ssh -o BatchMode=yes -o ConnectTimeout=10 {host} true"
 CHECK_SECONDS = 20.0
@@ -134,7 +135,7 @@ def _answers(host: tuple[str, int], check: str) -> bool:
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
     layout = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser("python -m horovod_dpsgd.restart", description=__doc__, formatter_class=layout)
+    p = OneLineParser("python -m horovod_dpsgd.restart", description=__doc__, formatter_class=layout)
     p.add_argument("--max-restarts", type=_count, default=3, metavar="N", help="default: %(default)s")
     p.add_argument("--pause", type=float, default=5.0, metavar="SECONDS", help="before each (default: %(default)s)")
     p.add_argument("--hosts", type=_hosts, default=[], metavar="HOST:SLOTS,...", help="fills in {hosts} and {np}")

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -95,6 +96,7 @@ def test_a_right_command_line_gets_through():
         ("1.5G", 3 * 2**29),
         ("64 kb", 2**16),
         ("9TB", 9 * 2**40),
+        ("9007199254740993", 2**53 + 1),
         ("7", 7),
     ],
 )
@@ -102,7 +104,41 @@ def test_sizes_are_bytes(text, nbytes):
     assert bytes_of(text) == nbytes
 
 
-@pytest.mark.parametrize("text", ["", "MB", "507XB", "-1MB", "1e3", "1.5.2KB", "nan", "infMB"])
+@pytest.mark.parametrize("text", ["", "MB", "507XB", "-1MB", "1e3", "1.5.2KB", "nan", "infMB", "64 ", "B"])
 def test_what_is_no_size_is_said(text):
     with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
         bytes_of(text)
+
+
+COMMANDS = {
+    "horovod_dpsgd.doctor.__main__": "--nope",
+    "horovod_dpsgd.export": "--nope",
+    "horovod_dpsgd.headroom.__main__": "--nope",
+    "horovod_dpsgd.report.__main__": "--nope",
+    "horovod_dpsgd.restart": "--nope",
+    "benchmarks.asr.frequencies": "--nope",
+    "benchmarks.asr.prepare": "--nope",
+    "benchmarks.comm.exchange": "--nope",
+    "benchmarks.comm.run": "--nope",
+    "benchmarks.cv.mnist": "--nope",
+    "benchmarks.headroom_check": "nothing",
+    "benchmarks.landscape": "--nope",
+    "benchmarks.model_costs": "--nope",
+    "benchmarks.nlp.prepare": "--nope",
+    "benchmarks.reliability.__main__": "--nope",
+    "benchmarks.reproduce": "nothing",
+    "benchmarks.runtime.__main__": "--nope",
+    "benchmarks.stacked.__main__": "--nope",
+    "benchmarks.stacked.summary": "--nope",
+    "benchmarks.two_hosts.__main__": "--nope",
+}
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_refuses_in_one_line(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", COMMANDS[module]])
+    with pytest.raises(SystemExit) as ended:
+        import_module(module).main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ": error: " in line

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -333,6 +334,9 @@ def test_reproduce_lists_every_experiment_and_prints_commands(reproduced, tmp_pa
     listed = reproduced("list").splitlines()
     assert set(reproduce.EXPERIMENTS) <= {line.split(" ")[0] for line in listed}
     assert max(map(len, listed)) <= 120
+    script = [sys.executable, str(REPOSITORY / "benchmarks/reproduce.py"), "list"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True, cwd=tmp_path)  # with no PYTHONPATH
+    assert done.stdout.splitlines() == listed
     (line,) = (line for line in listed if line.startswith("table-3 "))
     assert line.split()[3:6] == [str(len(cv.table_3("cpu"))), "/", "24"]
     (line,) = (line for line in listed if line.startswith("figure-2 "))

@@ -3,12 +3,13 @@
 import json
 import math
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, environment
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -218,9 +219,11 @@ def headroom(tmp_path, monkeypatch):
 TRAIN = REPOSITORY / "benchmarks/cv/train.py"
 
 
-def test_commands_are_printed_and_nothing_is_written(headroom, tmp_path, capsys):
-    assert headroom("--launcher", "srun -n 4", "--dry-run", TRAIN, "--", "--recipe", "mnist") == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_commands_are_printed_and_nothing_is_written(tmp_path):
+    words = ["--launcher", "srun -n 4", "--dry-run", str(TRAIN), "--", "--recipe", "mnist"]
+    program = [sys.executable, "-m", "horovod_dpsgd.headroom", *words]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment(), check=True, cwd=tmp_path)
+    lines = done.stdout.splitlines()
     assert not list(tmp_path.iterdir())
     assert [line.startswith("srun -n 4 ") for line in lines] == [True, False, True, True]
     assert f"{TRAIN} --recipe mnist --algo dpsgd --max-steps 3 " in lines[0]
@@ -242,7 +245,16 @@ def test_what_is_wrong_is_said(words, complaint, headroom, capsys):
         headroom("--launcher", "", *words)
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert complaint in said and said.count("\n") == 1
+    assert complaint in said and "Traceback" not in said
+
+
+def test_what_a_failed_run_said_last_is_shown_as_it_is(headroom, capsys):
+    with pytest.raises(SystemExit) as ended:
+        headroom("--launcher", "sh -c 'echo one; echo two; exit 3'", TRAIN)
+    assert ended.value.code == 2
+    *said, reason = capsys.readouterr().err.splitlines()
+    assert said == ["one", "two"]
+    assert "a run ended with status 3; above is the end of " in reason
 
 
 @pytest.mark.mpi

@@ -238,7 +238,9 @@ def test_the_command_writes_the_page_or_says_in_one_line_why_not(tmp_path):
     assert "<h1>DPSGD on mnist</h1>" in (tmp_path / "new/page.html").read_text()
     refused = report(tmp_path / "run", "--html", tmp_path)
     assert refused.returncode == 2
-    assert refused.stderr.splitlines() == [f"horovod_dpsgd.report: error: {tmp_path} cannot be written: Is a directory"]
+    assert refused.stderr.splitlines() == [
+        f"python -m horovod_dpsgd.report: error: {tmp_path} cannot be written: Is a directory"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_what_cannot_be_stacked_is_refused(tmp_path):
     with pytest.raises(ModelError, match="BatchNorm"):
         Networks(task, task.make_model(), "cpu")
     error = stacked("nlp/novels-cpu", tmp_path / "map.jsonl", "--vary", "algo=adpsgd", status=2)
-    assert error == "stacked: error: algo adpsgd: stacked networks know ssgd, ssgd-star, dpsgd\n"
+    assert error == "python -m benchmarks.stacked: error: algo adpsgd: stacked networks know ssgd, ssgd-star, dpsgd\n"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.asr.prepared import PARTS, Prepared
+from horovod_dpsgd.command_line import OneLineParser, give_up
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import figures, table
 
@@ -23,7 +24,7 @@ HEAD = (10, 100, 1000)  # the most frequent so many
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prepared", type=Path, metavar="PREPARED", help="made by benchmarks/asr/prepare.py")
     parser.add_argument("--output", type=Path, metavar="FILE", help="draw the figure to FILE.png and FILE.svg")
     given = parser.parse_args()
@@ -31,7 +32,7 @@ def main() -> None:
         prepared = Prepared(given.prepared)
         counts = {part: prepared.counts(part) for part in PARTS}
     except UserError as error:
-        parser.error(str(error))
+        give_up(error)
     print(summary(counts))
     if given.output:
         files = figures.save(draw(counts, prepared.manifest.data, set(prepared.manifest.silence or [])), given.output)

@@ -129,7 +129,7 @@ def main() -> None:
 def _say_what_to_install(error: ModuleNotFoundError) -> NoReturn:
     if error.name not in ("kaldiio", "soundfile", "pocketsphinx"):
         raise error
-    give_up(UserError(f"{error.name} is not installed: pip install {error.name}"))
+    give_up(f"{error.name} is not installed: pip install {error.name}")
 
 
 if __name__ == "__main__":

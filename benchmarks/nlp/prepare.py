@@ -14,13 +14,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from benchmarks.nlp.language_task import LanguageTask  # noqa: E402
-from horovod_dpsgd.command_line import give_up  # noqa: E402
+from horovod_dpsgd.command_line import OneLineParser, give_up  # noqa: E402
 from horovod_dpsgd.errors import UserError  # noqa: E402
 from horovod_dpsgd.training import recipe  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", metavar="NAME_OR_FILE", default="wikitext103")
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of train.py")
@@ -31,7 +31,7 @@ def main() -> None:
             overrides["data_dir"] = given.data_dir
         task = LanguageTask(recipe.load(given.recipe, HERE / "recipes", overrides))
     except UserError as error:
-        give_up(error, Path(__file__).name)
+        give_up(error)
     sys.stdout.write(f"{task.data}\n")
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.experiments.launch import REPOSITORY
 from benchmarks.reliability import faults
 from horovod_dpsgd import machine
+from horovod_dpsgd.command_line import OneLineParser
 from horovod_dpsgd.launching import environment, mpirun
 from horovod_dpsgd.report import table
 from horovod_dpsgd.training.run_log import git_revision, versions
@@ -44,7 +45,7 @@ SOAK_HEADER = (
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
+    p = OneLineParser(
         "python -m benchmarks.reliability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--only", choices=["faults", "soak"])

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from horovod_dpsgd import algorithms, learners, topology
+from horovod_dpsgd.command_line import OneLineParser
 
 SETTLED = 0.2  # of the run, after which memory must not grow
 MB = 1e6
@@ -105,7 +106,7 @@ def resident() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--minutes", type=float, default=20.0, help="default: %(default)s")
     p.add_argument("--delay", type=float, default=0.1, metavar="SECONDS", help="mean (default: %(default)s)")
     p.add_argument("--algo", choices=["dpsgd", "adpsgd", "ssgd"], default="dpsgd")

@@ -32,6 +32,7 @@ from horovod_dpsgd.command_line import RaisingParser, give_up, split_arguments
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.topology import TOPOLOGIES
 
+PROGRAM = "python -m benchmarks.runtime"
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 MOST_LEARNERS = 2**20
 DELAYED, STEPS_AFTER = (64, 4.0), (1, 2, 3, 4, 6, 8, 12, 20)
@@ -47,7 +48,7 @@ def main() -> None:
         given.more = more
         given.run(given)
     except (UserError, ValueError) as error:
-        give_up(error, "benchmarks.runtime")
+        give_up(error, PROGRAM)
 
 
 def _predict(given: argparse.Namespace) -> None:
@@ -218,7 +219,7 @@ def _positive(text: str) -> float:
 
 def _parser() -> RaisingParser:
     as_it_is = argparse.RawDescriptionHelpFormatter
-    parser = RaisingParser("python -m benchmarks.runtime", description=__doc__, formatter_class=as_it_is)
+    parser = RaisingParser(PROGRAM, description=__doc__, formatter_class=as_it_is)
     commands = parser.add_subparsers(required=True, metavar="predict | validate | mixing | delays | measure")
     p = _command(commands, "predict", _predict, "step time and scaling efficiency of each algorithm")
     _measurements(p)

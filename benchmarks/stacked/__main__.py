@@ -33,6 +33,7 @@ from horovod_dpsgd.errors import RecipeError, UserError
 from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.recipe import Recipe
 
+PROGRAM = "python -m benchmarks.stacked"
 Chosen = dict[str, str]  # of what is varied
 
 
@@ -48,7 +49,7 @@ def main() -> None:
             for stack in stacks(wanted, given.at_once):
                 train(stack, given.learners, file)
     except UserError as error:
-        give_up(error, "stacked")
+        give_up(error, PROGRAM)
 
 
 def _open(path: Path) -> TextIO:
@@ -75,7 +76,7 @@ def train(stack: Sequence[tuple[Recipe, Chosen]], learners: int, file: TextIO) -
 
 
 def arguments() -> argparse.Namespace:
-    p = OneLineParser("stacked", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--recipe", required=True, metavar="FILE")
     p.add_argument("--learners", type=count, default=16, metavar="N")
     p.add_argument(

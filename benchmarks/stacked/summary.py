@@ -34,7 +34,8 @@ Cells = dict[Varied, dict[str, list[float]]]  # losses by what was varied, seeds
 
 
 def main() -> None:
-    p = OneLineParser("stacked.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    p = OneLineParser("python -m benchmarks.stacked.summary", description=__doc__, formatter_class=layout)
     p.add_argument("map", type=Path, metavar="MAP.jsonl", help="what benchmarks.stacked has written")
     p.add_argument("--over", default="lr", metavar="KEY", help="the varied number on the figure's axis (default: lr)")
     p.add_argument("--figure", type=Path, metavar="FILE", help="drawn as FILE.png and FILE.svg")

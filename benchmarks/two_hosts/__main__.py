@@ -10,12 +10,14 @@ import subprocess
 import sys
 
 from benchmarks.two_hosts.netns import run_on_host1, why_not
+from horovod_dpsgd.command_line import OneLineParser
 
 IMPOSSIBLE = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser("python -m benchmarks.two_hosts", description=__doc__, formatter_class=layout)
     parser.add_argument("--rate", help='limit of the cable in each direction, as "1gbit"; default: none')
     parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("command", nargs=argparse.REMAINDER)

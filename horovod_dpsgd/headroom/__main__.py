@@ -25,6 +25,7 @@ from horovod_dpsgd.headroom import verdict
 from horovod_dpsgd.headroom.ladder import MAKERS
 from horovod_dpsgd.headroom.probe import AFTER_WARMUP, ALGORITHMS, Probe, Request
 
+PROGRAM = "python -m horovod_dpsgd.headroom"
 INTERRUPTED = 130
 ASKED_FOR = {"lr": ("--lr",), "batch": ("--lr", "RATE", "--batch-size"), "warmup": ("--warmup",)}
 
@@ -37,9 +38,9 @@ def main() -> int:
         else:
             look(request)
     except UserError as error:
-        give_up(error, "horovod_dpsgd.headroom")
+        give_up(error, PROGRAM)
     except KeyboardInterrupt:
-        print("horovod_dpsgd.headroom: interrupted; the same command goes on", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; the same command goes on", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -65,9 +66,7 @@ def _print_commands(request: Request) -> None:
 def _request() -> tuple[Request, bool]:
     words, more = split_arguments(sys.argv[1:])
     layout = argparse.RawDescriptionHelpFormatter
-    p = RaisingParser(
-        "python -m horovod_dpsgd.headroom", description=__doc__, formatter_class=layout, allow_abbrev=False
-    )
+    p = RaisingParser(PROGRAM, description=__doc__, formatter_class=layout, allow_abbrev=False)
     p.add_argument("script", metavar="SCRIPT")
     p.add_argument("--launcher", required=True, metavar="WORDS", help="starts the learners: the words before `python`")
     p.add_argument("--over", choices=list(MAKERS), default="lr", help="what is made harder (default: lr)")

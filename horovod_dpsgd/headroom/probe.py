@@ -135,7 +135,7 @@ class Probe:
 
 
 def _start(command: list[str], log: Path) -> None:
-    """Run it to its end. Raises UserError, with the end of what it said, if it fails."""
+    """Run it to its end. Raises UserError, and prints the end of what it said, if it fails."""
     with log.open("w") as said:
         try:
             job = subprocess.Popen(
@@ -146,8 +146,8 @@ def _start(command: list[str], log: Path) -> None:
             raise UserError(f"{command[0]} cannot be started: {error.strerror}") from error
         status = job.wait()
     if status:
-        last = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-        raise UserError(f"a run ended with status {status}; {log} ends with\n{last}")
+        print(*log.read_text(errors="replace").splitlines()[-LOG_LINES:], sep="\n", file=sys.stderr, flush=True)
+        raise UserError(f"a run ended with status {status}; above is the end of {log}")
 
 
 def _claim(request: Request) -> None:

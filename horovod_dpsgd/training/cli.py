@@ -113,7 +113,7 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
         if recipe.task not in tasks:
             raise RecipeError(f"unknown task {recipe.task!r}: choose one of {', '.join(tasks)}")
     except UserError as error:  # found by every process; on each host one speaks, for hosts may differ
-        give_up(error if environment_local_rank() == 0 else None)
+        give_up(error, speaks=environment_local_rank() == 0)
 
     us = replace(learners_module.start(), stall_timeout=recipe.stall_timeout)
     learners_module.use_threads(us)
@@ -123,7 +123,7 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
         try:
             trainer = _prepare(given, recipe, tasks, us, requests)
         except UserError as error:  # the same on all learners
-            give_up(error if us.rank == 0 else None)
+            give_up(error, speaks=us.rank == 0)
         if trainer is None:
             return
         result = trainer.train()
@@ -184,7 +184,7 @@ def _ended_after(folder: Path, all_steps_done: bool) -> int | None:
 
 def recipe_of(words: Sequence[str], recipe_folder: Path) -> Recipe:
     """The recipe that these words ask for, --recipe among them, of a command that may be for another machine. Raises
-    RecipeError."""
+    UserError."""
     return _recipe(parser("", "").parse_args(words), recipe_folder, "", elsewhere=True)
 
 

@@ -128,7 +128,7 @@ class Recipe(BaseModel):
         if self.warmup and self.warmup_epochs:
             raise ValueError("warmup (steps) and warmup_epochs exclude each other")
         if self.warmup_from > self.lr:
-            raise ValueError(f"warmup_from {self.warmup_from:g} is above lr {self.lr:g}; warmup_from=0 never is")
+            raise ValueError(f"warmup_from {self.warmup_from:g} is above lr {self.lr:g}: give a smaller one, as 0")
         for key in ("model_options", "data_options"):
             if not _is_json(getattr(self, key)):
                 raise ValueError(f"{key} must be numbers, strings, lists and mappings with string keys")
