@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from horovod_dpsgd.algorithms import ALGORITHMS
+from horovod_dpsgd.algorithms import ALGORITHMS, find
 from horovod_dpsgd.errors import RecipeError, UserError
 from horovod_dpsgd.lamb import LAMB
 from horovod_dpsgd.learners import seed_everything
@@ -130,6 +130,16 @@ def test_an_impossible_combination_names_its_parts(folder, changes, culprits, mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     line = complaint(load, folder, BASE | changes)
     assert all(culprit in line for culprit in culprits)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_table_says_of_an_algorithm_what_its_class_says(name):
+    if name.startswith("ssgd"):
+        pytest.importorskip("horovod")
+    kind = find(name)
+    assert kind.name == name
+    assert kind.asynchronous == ALGORITHMS[name].asynchronous
+    assert ALGORITHMS[name].takes <= Recipe.model_fields.keys()
 
 
 @pytest.mark.parametrize(("key", "names"), [("algo", ALGORITHMS), ("topology", TOPOLOGIES)])

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 
 from horovod_dpsgd.algorithms.base import Algorithm, Settings
 
-# Imported when asked for: SSGD's file imports Horovod, which the others do without.
+
+@dataclass(frozen=True)
+class Entry:
+    """What is to be known of an algorithm before its file is imported, which may import Horovod.
+
+    kind: FILE:CLASS. asynchronous: as of the class. takes: the keys of a recipe that only some algorithms have.
+    """
+
+    kind: str
+    asynchronous: bool = False
+    takes: frozenset[str] = frozenset()
+
+
 ALGORITHMS = {
-    "ssgd": "horovod_dpsgd.algorithms.ssgd:SSGD",
-    "ssgd-star": "horovod_dpsgd.algorithms.ssgd_star:SSGDStar",
-    "dpsgd": "horovod_dpsgd.algorithms.dpsgd:DPSGD",
-    "adpsgd": "horovod_dpsgd.algorithms.adpsgd:ADPSGD",
+    "ssgd": Entry("ssgd:SSGD"),
+    "ssgd-star": Entry("ssgd_star:SSGDStar", takes=frozenset({"noise_std"})),
+    "dpsgd": Entry("dpsgd:DPSGD", takes=frozenset({"topology", "compression", "mix_moments"})),
+    "adpsgd": Entry("adpsgd:ADPSGD", asynchronous=True, takes=frozenset({"topology"})),
 }
+
+
+def taking(key: str) -> str:
+    """The names of those that have a key of a recipe, in words: "dpsgd and adpsgd"."""
+    return " and ".join(name for name, entry in ALGORITHMS.items() if key in entry.takes)
 
 
 def find(name: str) -> type[Algorithm]:
     """The algorithm called `name`. Raises KeyError if there is none, ImportError if what it needs is not installed."""
-    module, _, kind = ALGORITHMS[name].partition(":")
-    found: type[Algorithm] = getattr(import_module(module), kind)
+    file, _, kind = ALGORITHMS[name].kind.partition(":")
+    found: type[Algorithm] = getattr(import_module(f"{__name__}.{file}"), kind)
     return found
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "Settings", "find"]
+__all__ = ["ALGORITHMS", "Algorithm", "Entry", "Settings", "find", "taking"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from horovod_dpsgd import learners as learners_module
-from horovod_dpsgd.algorithms import ALGORITHMS
+from horovod_dpsgd.algorithms import ALGORITHMS, taking
 from horovod_dpsgd.command_line import RaisingParser, give_up
 from horovod_dpsgd.errors import DataError, RecipeError, UserError
 from horovod_dpsgd.learners import Learners
@@ -37,7 +37,6 @@ TaskFactory = Callable[[Recipe, bool], Task]  # from a recipe; may it fetch data
 Result = TypeVar("Result")
 INTERRUPTED_STATUS = 143  # 128 + SIGTERM, as shells report who ends by that signal
 SEEN_SECONDS = 10.0
-WITHOUT_TOPOLOGY = ("ssgd", "ssgd-star")
 
 
 def parser(description: str, default_recipe: str) -> RaisingParser:
@@ -45,8 +44,8 @@ def parser(description: str, default_recipe: str) -> RaisingParser:
     p.add_argument("--recipe", metavar="NAME_OR_FILE", help=f"default: {default_recipe}; of a resumed run, its own")
     # What to run
     p.add_argument("--algo", choices=list(ALGORITHMS))
-    p.add_argument("--topology", choices=list(TOPOLOGIES), help="of dpsgd and adpsgd")
-    p.add_argument("--noise-std", type=float, metavar="STD", help="weight noise of ssgd-star")
+    p.add_argument("--topology", choices=list(TOPOLOGIES), help=f"of {taking('topology')}")
+    p.add_argument("--noise-std", type=float, metavar="STD", help=f"weight noise of {taking('noise_std')}")
     # Optimization
     p.add_argument("--optimizer", choices=OPTIMIZERS)
     p.add_argument("--batch-size", type=int, metavar="N", help="global: of all learners together")
@@ -204,8 +203,8 @@ def _recipe(given: argparse.Namespace, recipe_folder: Path, default: str, elsewh
         begun_with = str(given.output / CONFIG)
         recipe = recipes.load(given.recipe or begun_with, recipe_folder, overrides)
         recipes.check_resumable(recipes.load(begun_with, recipe_folder, {}), recipe)
-    if given.topology and recipe.algo in WITHOUT_TOPOLOGY:
-        raise RecipeError(f"--topology is of dpsgd and adpsgd: {recipe.algo} averages over all learners")
+    if given.topology and "topology" not in ALGORITHMS[recipe.algo].takes:
+        raise RecipeError(f"--topology is of {taking('topology')}: {recipe.algo} averages over all learners")
     return recipe
 
 

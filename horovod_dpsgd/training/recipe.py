@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from horovod_dpsgd import schedules
-from horovod_dpsgd.algorithms import ALGORITHMS
+from horovod_dpsgd.algorithms import ALGORITHMS, taking
 from horovod_dpsgd.diagnostics import intervals
 from horovod_dpsgd.errors import RecipeError
 from horovod_dpsgd.lamb import LAMB, without_adaptation
@@ -110,15 +110,16 @@ class Recipe(BaseModel):
             raise ValueError(f"unknown topology {self.topology!r}: choose one of {', '.join(TOPOLOGIES)}")
         if self.epochs is None and self.max_steps is None:
             raise ValueError("one of epochs and max_steps must be given")
-        if (self.algo == "ssgd-star") != (self.noise_std > 0):
-            raise ValueError("noise_std must be above 0 for ssgd-star, and belongs to no other algo")
-        if self.diagnostics and self.algo == "adpsgd":
-            raise ValueError("diagnostics need all learners at one step, where adpsgd's never are")
-        if self.compression != "none" and (self.algo != "dpsgd" or TOPOLOGIES[self.topology].summed):
+        algorithm = ALGORITHMS[self.algo]
+        if ("noise_std" in algorithm.takes) != (self.noise_std > 0):
+            raise ValueError(f"noise_std must be above 0 for {taking('noise_std')}, and belongs to no other algo")
+        if self.diagnostics and algorithm.asynchronous:
+            raise ValueError(f"diagnostics need all learners at one step, where {self.algo}'s never are")
+        if self.compression != "none" and ("compression" not in algorithm.takes or TOPOLOGIES[self.topology].summed):
             summed = " and ".join(name for name, topology in TOPOLOGIES.items() if topology.summed)
-            raise ValueError(f"compression is for algo dpsgd, and topologies other than {summed}")
-        if self.mix_moments and (self.algo != "dpsgd" or self.compression != "none"):
-            raise ValueError("mix_moments is for algo dpsgd, without compression")
+            raise ValueError(f"compression is for algo {taking('compression')}, and topologies other than {summed}")
+        if self.mix_moments and ("mix_moments" not in algorithm.takes or self.compression != "none"):
+            raise ValueError(f"mix_moments is for algo {taking('mix_moments')}, without compression")
         if self.mix_moments and self.optimizer == "sgd" and not self.momentum:
             raise ValueError("mix_moments: sgd without momentum has none")
         if (self.decay in ("steps", "exponential")) != bool(self.decay_epochs):
@@ -136,7 +137,8 @@ class Recipe(BaseModel):
             raise ValueError("nesterov needs momentum")
         if self.optimizer != "sgd" and self.momentum:
             raise ValueError(f"momentum is for sgd; {self.optimizer} has betas")
-        if self.device == "cuda" and self.algo == "dpsgd" and self.topology == "hierarchical":
+        in_step = "topology" in algorithm.takes and not algorithm.asynchronous
+        if self.device == "cuda" and in_step and self.topology == "hierarchical":
             raise ValueError("topology hierarchical is for device cpu")
         return self
 
