@@ -55,7 +55,7 @@ def test_sizes_are_written_as_osu_does(nbytes, name):
 
 
 def test_durations():
-    assert [output.duration(s) for s in (2.5, 0.0125, 3.4e-6)] == ["2.5 s", "12.5 ms", "3.4 us"]
+    assert [output.duration(s) for s in (2.5, 0.9996, 0.0125, 3.4e-6)] == ["2.5 s", "1 s", "12.5 ms", "3.4 us"]
 
 
 def test_ratios_are_taken_turn_by_turn_between_the_slowest_learners():

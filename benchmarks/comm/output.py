@@ -117,7 +117,7 @@ def _rounded(thing: Any) -> Any:
 def duration(seconds: float) -> str:
     """ "12.3 ms" """
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
+        if seconds >= 0.9995 * size:  # what is rounded to it
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
 
