@@ -91,6 +91,10 @@ def test_a_right_command_line_gets_through():
 @pytest.mark.parametrize(
     ("text", "nbytes"),
     [
+        ("1KB", 1024),
+        ("44MB", 44 * 2**20),
+        ("4M", 4 * 2**20),
+        ("64", 64),
         ("507MB", 507 * 2**20),
         ("507MiB", 507 * 2**20),
         ("1.5G", 3 * 2**29),
@@ -110,33 +114,33 @@ def test_what_is_no_size_is_said(text):
         bytes_of(text)
 
 
-COMMANDS = {
-    "horovod_dpsgd.doctor.__main__": "--nope",
-    "horovod_dpsgd.export": "--nope",
-    "horovod_dpsgd.headroom.__main__": "--nope",
-    "horovod_dpsgd.report.__main__": "--nope",
-    "horovod_dpsgd.restart": "--nope",
-    "benchmarks.asr.frequencies": "--nope",
-    "benchmarks.asr.prepare": "--nope",
-    "benchmarks.comm.exchange": "--nope",
-    "benchmarks.comm.run": "--nope",
-    "benchmarks.cv.mnist": "--nope",
-    "benchmarks.headroom_check": "nothing",
-    "benchmarks.landscape": "--nope",
-    "benchmarks.model_costs": "--nope",
-    "benchmarks.nlp.prepare": "--nope",
-    "benchmarks.reliability.__main__": "--nope",
-    "benchmarks.reproduce": "nothing",
-    "benchmarks.runtime.__main__": "--nope",
-    "benchmarks.stacked.__main__": "--nope",
-    "benchmarks.stacked.summary": "--nope",
-    "benchmarks.two_hosts.__main__": "--nope",
-}
+COMMANDS = [
+    "horovod_dpsgd.doctor.__main__",
+    "horovod_dpsgd.export",
+    "horovod_dpsgd.headroom.__main__",
+    "horovod_dpsgd.report.__main__",
+    "horovod_dpsgd.restart",
+    "benchmarks.asr.frequencies",
+    "benchmarks.asr.prepare",
+    "benchmarks.comm.exchange",
+    "benchmarks.comm.run",
+    "benchmarks.cv.mnist",
+    "benchmarks.headroom_check",
+    "benchmarks.landscape",
+    "benchmarks.model_costs",
+    "benchmarks.nlp.prepare",
+    "benchmarks.reliability.__main__",
+    "benchmarks.reproduce",
+    "benchmarks.runtime.__main__",
+    "benchmarks.stacked.__main__",
+    "benchmarks.stacked.summary",
+    "benchmarks.two_hosts.__main__",
+]
 
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_every_command_refuses_in_one_line(module, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["command", COMMANDS[module]])
+    monkeypatch.setattr(sys, "argv", ["command", "--nope"])
     with pytest.raises(SystemExit) as ended:
         import_module(module).main()
     assert ended.value.code == 2
