@@ -9,7 +9,6 @@ all fail (both by headroom/judgement.py). On few cores hours; runs that exist ar
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -90,8 +89,7 @@ def _outcome(said: str, stable: int, runs: Sequence[Run]) -> list[str]:
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    p = OneLineParser("python -m benchmarks.headroom_check", description=__doc__, formatter_class=layout)
+    p = OneLineParser("python -m benchmarks.headroom_check", description=__doc__)
     p.add_argument("cases", nargs="+", metavar="RECIPE=DIR", help=f"{', '.join(CASES)}, and where the data are")
     p.add_argument("--seeds", type=count, default=3, metavar="N", help="default: 3")
     p.add_argument("--runs", type=Path, default=Path("runs/headroom-check"), metavar="DIR", help="for run folders")

@@ -34,7 +34,7 @@ from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.processes import environment_local_rank
 
-LEAST = {"points": 2, "seed": 0, "top": 1, "probes": 1, "lanczos_steps": 1, "pairs": 1, "samples": 1}
+LEAST = {"points": 2, "seed": 0, "top": 1, "probes": 1, "lanczos_steps": 1, "pairs": 1, "samples": 1, "batch_size": 1}
 POSITIVE = ("extent", "sigma")
 
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _look(given: argparse.Namespace, options: Options, us: Learners) -> None:
-    landscape = open_runs(given.folders, given.samples, given.data_dir, given.device, us)
+    landscape = open_runs(given.folders, given.samples, given.data_dir, given.device, us, given.batch_size)
     picture = PICTURES[given.what](landscape, options)
     output = given.output or given.folders[0] / "landscape"
     lines = output / f"{given.what}.jsonl"
@@ -74,8 +74,9 @@ def _progress(line: str) -> None:
 def _options(given: argparse.Namespace) -> Options:
     """Raises UserError for a number that is out of range."""
     for name, least in LEAST.items():
-        if getattr(given, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(given, name)}: it must be at least {least}")
+        value = getattr(given, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: it must be at least {least}")
     for name in POSITIVE:
         value = getattr(given, name)
         if value is not None and not 0 < value < math.inf:
@@ -85,7 +86,7 @@ def _options(given: argparse.Namespace) -> Options:
 
 def _parser() -> RaisingParser:
     default = Options()
-    p = RaisingParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = RaisingParser(description=__doc__)
     p.add_argument("folders", nargs="+", type=Path, metavar="RUN_DIR", help="of runs of one task and model")
     p.add_argument("--what", required=True, choices=list(PICTURES))
     p.add_argument("--output", type=Path, metavar="DIR", help="default: landscape/ in the first run's folder")
@@ -103,6 +104,10 @@ def _parser() -> RaisingParser:
     p.add_argument(
         "--lanczos-steps", type=int, default=default.lanczos_steps, metavar="N",
         help="Hessian-vector products for a spectrum, at most (default: 80)",
+    )  # fmt: skip
+    p.add_argument(
+        "--batch-size", type=int, metavar="N",
+        help="samples at once, for a GPU more are faster (default: as many as a learner of the runs had)",
     )  # fmt: skip
     p.add_argument("--sigma", type=float, metavar="STD", help="of the smoothing (default: the learners' own spread)")
     p.add_argument("--pairs", type=int, default=default.pairs, metavar="N", help="draws of smoothing (default: 8)")

@@ -9,7 +9,6 @@ costs.jsonl, a line a network, and the table; a command given once more goes on 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ def main() -> None:
 
 
 def parser() -> OneLineParser:
-    p = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser(description=__doc__)
     p.add_argument("--output", type=Path, required=True, metavar="DIR")
     p.add_argument("--scale", choices=["cpu", "paper"], default="cpu", help="of batches (default: %(default)s)")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")

@@ -149,7 +149,7 @@ def _launcher(given: str | None) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help="list, or one or more of: " + ", ".join(EXPERIMENTS))
     parser.add_argument("--scale", choices=["cpu", "paper"], default="cpu", help="default: cpu")
     parser.add_argument("--seeds", type=count, metavar="N", help=f"how many, from 0 on (default: {SEEDS})")

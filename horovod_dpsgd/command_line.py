@@ -7,7 +7,7 @@ import re
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.processes import environment_rank
@@ -15,14 +15,24 @@ from horovod_dpsgd.processes import environment_rank
 BAD_INPUT = 2  # exit status, as of argparse
 
 
-class RaisingParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """Shows its description, a module's docstring, as it is; takes no abbreviations, which the next option may make
+    ambiguous."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.allow_abbrev = False
+
+
+class RaisingParser(_Parser):
     """Raises UserError, for programs that also find mistakes elsewhere and end by `give_up` for all of them."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
 
-class OneLineParser(argparse.ArgumentParser):
+class OneLineParser(_Parser):
     """Ends the program without printing its usage. Every learner finds the error before it starts MPI; one speaks."""
 
     def error(self, message: str) -> NoReturn:

@@ -11,7 +11,6 @@ checkpoint, or of that of a step. Integer buffers are learner 0's.
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from pathlib import Path
@@ -27,8 +26,7 @@ from horovod_dpsgd.training.files import write_whole
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    p = OneLineParser("python -m horovod_dpsgd.export", description=__doc__, formatter_class=layout)
+    p = OneLineParser("python -m horovod_dpsgd.export", description=__doc__)
     p.add_argument("run", type=Path, metavar="RUN_DIR")
     p.add_argument("output", type=Path, metavar="FILE", help="its suffix says the format: .safetensors or .pt")
     p.add_argument("--step", type=int, help="of which step (default: the newest)")

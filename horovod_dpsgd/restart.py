@@ -134,8 +134,7 @@ def _answers(host: tuple[str, int], check: str) -> bool:
 
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
-    layout = argparse.RawDescriptionHelpFormatter
-    p = OneLineParser("python -m horovod_dpsgd.restart", description=__doc__, formatter_class=layout)
+    p = OneLineParser("python -m horovod_dpsgd.restart", description=__doc__)
     p.add_argument("--max-restarts", type=_count, default=3, metavar="N", help="default: %(default)s")
     p.add_argument("--pause", type=float, default=5.0, metavar="SECONDS", help="before each (default: %(default)s)")
     p.add_argument("--hosts", type=_hosts, default=[], metavar="HOST:SLOTS,...", help="fills in {hosts} and {np}")

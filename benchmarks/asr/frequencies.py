@@ -7,7 +7,6 @@ The paper puts the difficulty of its speech tasks down to so many, so unevenly f
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ HEAD = (10, 100, 1000)  # the most frequent so many
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("prepared", type=Path, metavar="PREPARED", help="made by benchmarks/asr/prepare.py")
     parser.add_argument("--output", type=Path, metavar="FILE", help="draw the figure to FILE.png and FILE.svg")
     given = parser.parse_args()

@@ -26,7 +26,7 @@ from horovod_dpsgd.errors import RecipeError, UserError  # noqa: E402
 
 
 def parser() -> RaisingParser:
-    p = RaisingParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = RaisingParser(description=__doc__)
     sources = p.add_subparsers(dest="source", required=True, metavar="audio|kaldi")
     audio = _source(sources, "audio", from_audio, "audio files and transcripts; layouts: benchmarks/asr/corpora.py")
     audio.add_argument("--heldout-fraction", type=float, metavar="F", help="hold so many of the speakers out")
@@ -60,7 +60,7 @@ def _source(
     work: Callable[[argparse.Namespace], Manifest],
     help_line: str,
 ) -> RaisingParser:
-    p = sources.add_parser(name, help=help_line, description=help_line, allow_abbrev=False)
+    p = sources.add_parser(name, help=help_line, description=help_line)
     p.set_defaults(work=work)
     p.add_argument("--train", type=Path, required=True, metavar="DIR")
     p.add_argument("--heldout", type=Path, required=name == "kaldi", metavar="DIR")

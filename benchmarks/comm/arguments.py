@@ -23,7 +23,7 @@ Number = TypeVar("Number", int, float)
 
 def parser(description: str | None, turns: int | None = 9) -> OneLineParser:
     """The options that all measurements share; turns None: without --turns."""
-    p = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser(description=description)
     p.add_argument("--output", type=Path, metavar="FILE", help="JSON lines; default: the terminal alone")
     if turns is not None:
         p.add_argument("--turns", type=count, default=turns, help="repetitions, interleaved (default: %(default)s)")

@@ -131,7 +131,7 @@ def _two_hosts(text: str) -> str:
 
 
 def _options() -> OneLineParser:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names, or patterns such as 'step-*'")
     parser.add_argument("--again", action="store_true", help="measure anew what has been measured")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")

@@ -53,16 +53,17 @@ class Run:
 
 
 class Landscape:
-    """The loss that runs of one task and model share, on a sample of the training set, and where they are in it.
+    """The loss that runs of one task and model share, on `samples` of the training set, `at_once` in a batch, and where
+    they are in it.
 
     The model is in evaluation mode, the samples are not augmented (Li et al. 2018).
     """
 
-    def __init__(self, runs: list[Run], task: Task, device: str, samples: int) -> None:
+    def __init__(self, runs: list[Run], task: Task, device: str, samples: int, at_once: int) -> None:
         self.runs = runs
         self.task, self.device = task, device
         self.model = task.make_model().to(device).eval()
-        batches = list(self._sample(samples))
+        batches = list(self._sample(samples, at_once))
         self.objective = Objective(self.model, partial(task.loss, self.model), batches)
         self._read: dict[Path, dict[str, Tensor]] = {}
 
@@ -89,18 +90,27 @@ class Landscape:
             total += float((self.objective.weights() - mean).square().sum())
         return (total / (manifest.learners * self.objective.dimension)) ** 0.5
 
-    def _sample(self, samples: int) -> Iterator[Batch]:
-        """Every k-th sample of the training set, `samples` at most, in batches that are known to fit: a learner's."""
-        local = min(run.recipe.samples_at_once(run.newest.learners) for run in self.runs)
+    def _sample(self, samples: int, at_once: int) -> Iterator[Batch]:
+        """Every k-th sample of the training set, `samples` at most."""
         parts = list(self.task.shard_batches("train", 0, -(-self.task.samples // samples)))
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        for batch in zip(*(column.split(local) for column in columns), strict=True):
+        for batch in zip(*(column.split(at_once) for column in columns), strict=True):
             yield to_device(batch, self.device)
 
 
-def open_runs(folders: list[Path], samples: int, data_dir: Path | None, device: str | None, us: Learners) -> Landscape:
-    """Raises UserError, on all learners, for folders without a run or a checkpoint, and runs that share no landscape.
-    Collective."""
+def open_runs(
+    folders: list[Path],
+    samples: int,
+    data_dir: Path | None,
+    device: str | None,
+    us: Learners,
+    batch_size: int | None = None,
+) -> Landscape:
+    """batch_size: samples at once; without it what a learner had, which is known to fit.
+
+    Raises UserError, on all learners, for folders without a run or a checkpoint, and runs that share no landscape.
+    Collective.
+    """
     runs = [_open(folder, us) for folder in folders]
     if len({run.name for run in runs}) < len(runs):
         raise UserError("two of the run folders have the same name, by which their points are told apart")
@@ -113,7 +123,8 @@ def open_runs(folders: list[Path], samples: int, data_dir: Path | None, device: 
     given = {key: value for key, value in (("data_dir", data_dir), ("device", device)) if value is not None}
     recipe = recipes.load(str(runs[0].folder / CONFIG), runs[0].folder, given)
     use_device(us, recipe.device)
-    return Landscape(runs, make_task(recipe, tasks.find(recipe.task), us), recipe.device, samples)
+    at_once = batch_size or min(run.recipe.samples_at_once(run.newest.learners) for run in runs)
+    return Landscape(runs, make_task(recipe, tasks.find(recipe.task), us), recipe.device, samples, at_once)
 
 
 def _open(folder: Path, us: Learners) -> Run:

@@ -6,7 +6,6 @@ Learners do this too, one of a node while the others wait. It may be interrupted
 was.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from horovod_dpsgd.training import recipe  # noqa: E402
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--recipe", metavar="NAME_OR_FILE", default="wikitext103")
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of train.py")

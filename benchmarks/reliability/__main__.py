@@ -9,7 +9,6 @@ Tables go to results/reliability, or to --results. What was measured before stay
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shlex
@@ -45,9 +44,7 @@ SOAK_HEADER = (
 
 
 def main() -> None:
-    p = OneLineParser(
-        "python -m benchmarks.reliability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = OneLineParser("python -m benchmarks.reliability", description=__doc__)
     p.add_argument("--only", choices=["faults", "soak"])
     p.add_argument("--minutes", type=float, default=20.0, help="of soaking, for each algorithm (default: %(default)s)")
     p.add_argument("--learners", type=int, default=16, help="that soak (default: %(default)s)")

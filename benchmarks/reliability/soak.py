@@ -106,7 +106,7 @@ def resident() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    p = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser(description=__doc__)
     p.add_argument("--minutes", type=float, default=20.0, help="default: %(default)s")
     p.add_argument("--delay", type=float, default=0.1, metavar="SECONDS", help="mean (default: %(default)s)")
     p.add_argument("--algo", choices=["dpsgd", "adpsgd", "ssgd"], default="dpsgd")

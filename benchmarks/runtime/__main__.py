@@ -218,8 +218,7 @@ def _positive(text: str) -> float:
 
 
 def _parser() -> RaisingParser:
-    as_it_is = argparse.RawDescriptionHelpFormatter
-    parser = RaisingParser(PROGRAM, description=__doc__, formatter_class=as_it_is)
+    parser = RaisingParser(PROGRAM, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="predict | validate | mixing | delays | measure")
     p = _command(commands, "predict", _predict, "step time and scaling efficiency of each algorithm")
     _measurements(p)

@@ -76,7 +76,7 @@ def train(stack: Sequence[tuple[Recipe, Chosen]], learners: int, file: TextIO) -
 
 
 def arguments() -> argparse.Namespace:
-    p = OneLineParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser(PROGRAM, description=__doc__)
     p.add_argument("--recipe", required=True, metavar="FILE")
     p.add_argument("--learners", type=count, default=16, metavar="N")
     p.add_argument(

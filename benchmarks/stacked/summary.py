@@ -10,7 +10,6 @@ and a line through the medians; lost runs are crosses at the upper edge.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections import defaultdict
@@ -34,8 +33,7 @@ Cells = dict[Varied, dict[str, list[float]]]  # losses by what was varied, seeds
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    p = OneLineParser("python -m benchmarks.stacked.summary", description=__doc__, formatter_class=layout)
+    p = OneLineParser("python -m benchmarks.stacked.summary", description=__doc__)
     p.add_argument("map", type=Path, metavar="MAP.jsonl", help="what benchmarks.stacked has written")
     p.add_argument("--over", default="lr", metavar="KEY", help="the varied number on the figure's axis (default: lr)")
     p.add_argument("--figure", type=Path, metavar="FILE", help="drawn as FILE.png and FILE.svg")

@@ -16,8 +16,7 @@ IMPOSSIBLE = 3
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser("python -m benchmarks.two_hosts", description=__doc__, formatter_class=layout)
+    parser = OneLineParser("python -m benchmarks.two_hosts", description=__doc__)
     parser.add_argument("--rate", help='limit of the cable in each direction, as "1gbit"; default: none')
     parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("command", nargs=argparse.REMAINDER)

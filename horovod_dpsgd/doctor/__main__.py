@@ -44,8 +44,7 @@ RDMA_DEVICES = ("/sys/class/infiniband", "/sys/class/cxi")
 
 
 def arguments() -> argparse.Namespace:
-    layout = argparse.RawDescriptionHelpFormatter
-    p = OneLineParser("python -m horovod_dpsgd.doctor", description=__doc__, formatter_class=layout, allow_abbrev=False)
+    p = OneLineParser("python -m horovod_dpsgd.doctor", description=__doc__)
     words = f"one learner's weights; units are powers of 1024 (default: {DEFAULT_MODEL}, VGG11, which only warns)"
     p.add_argument("--model-size", type=bytes_of, metavar="SIZE", help=words)
     p.add_argument("--seconds", type=float, default=3.0, help="that the sender of a message computes (default: 3)")

@@ -12,7 +12,6 @@ the shortest warm-up. Writes headroom.json; a command given again goes on where 
 
 from __future__ import annotations
 
-import argparse
 import math
 import shlex
 import sys
@@ -65,8 +64,7 @@ def _print_commands(request: Request) -> None:
 
 def _request() -> tuple[Request, bool]:
     words, more = split_arguments(sys.argv[1:])
-    layout = argparse.RawDescriptionHelpFormatter
-    p = RaisingParser(PROGRAM, description=__doc__, formatter_class=layout, allow_abbrev=False)
+    p = RaisingParser(PROGRAM, description=__doc__)
     p.add_argument("script", metavar="SCRIPT")
     p.add_argument("--launcher", required=True, metavar="WORDS", help="starts the learners: the words before `python`")
     p.add_argument("--over", choices=list(MAKERS), default="lr", help="what is made harder (default: lr)")

@@ -40,7 +40,7 @@ SEEN_SECONDS = 10.0
 
 
 def parser(description: str, default_recipe: str) -> RaisingParser:
-    p = RaisingParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = RaisingParser(description=description)
     p.add_argument("--recipe", metavar="NAME_OR_FILE", help=f"default: {default_recipe}; of a resumed run, its own")
     # What to run
     p.add_argument("--algo", choices=list(ALGORITHMS))
