@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.comm.arguments import count
 from benchmarks.experiments.launch import REPOSITORY, Job, Place, run_all
-from horovod_dpsgd.command_line import OneLineParser, give_up
+from horovod_dpsgd.command_line import OneLineParser, count, give_up
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.headroom.__main__ import look
 from horovod_dpsgd.headroom.judgement import is_stable

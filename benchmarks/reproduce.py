@@ -3,7 +3,7 @@
     python benchmarks/reproduce.py list
     python benchmarks/reproduce.py figure-2              # five seeds
     python benchmarks/reproduce.py figure-2 --demo       # one seed, the tuned noise only: minutes
-    python benchmarks/reproduce.py table-3 --data-dir DIR                   # on this machine's cores, in an hour or two
+    python benchmarks/reproduce.py table-3 --data-dir DIR                   # on two cores, in four hours
     python benchmarks/reproduce.py table-3 --scale paper --data-dir DIR --dry-run       # only print the commands
 
 Runs that exist are not run again, so an interrupted command can be given once more. Several names share runs.
@@ -28,7 +28,6 @@ SEEDS = 5  # unless --seeds says otherwise
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.comm.arguments import count  # noqa: E402
 from benchmarks.experiments import (  # noqa: E402
     asr,
     cifar10,
@@ -45,7 +44,7 @@ from benchmarks.experiments import (  # noqa: E402
 )
 from benchmarks.experiments.experiment import Elsewhere, Experiment  # noqa: E402
 from horovod_dpsgd import launching  # noqa: E402
-from horovod_dpsgd.command_line import OneLineParser, give_up, split_arguments  # noqa: E402
+from horovod_dpsgd.command_line import OneLineParser, count, give_up, split_arguments  # noqa: E402
 from horovod_dpsgd.errors import UserError  # noqa: E402
 from horovod_dpsgd.report.runs import Run  # noqa: E402
 
@@ -174,8 +173,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _provenance(runs: Sequence[Run]) -> str:
-    """The command, and the data, the code, the machines and the versions that made the runs, if there are any."""
-    command = f"Command: `{shlex.join(['python', 'benchmarks/reproduce.py', *sys.argv[1:]])}`"
+    """The command, and the data, the code, the machines and the versions that made the runs, if there are any.
+
+    The command is one that makes the runs too, where they are missing: --report-only is left out.
+    """
+    words = [word for word in sys.argv[1:] if word != "--report-only"]
+    command = f"Command: `{shlex.join(['python', 'benchmarks/reproduce.py', *words])}`"
     if not runs:
         return command
     data = sorted({run.result["data"] for run in runs})

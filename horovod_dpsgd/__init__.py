@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from horovod_dpsgd.topology import Topology
 
 __version__ = "0.1.0"
-__all__ = ["DecentralizedOptimizer", "Topology", "init", "local_rank", "rank", "size"]
+__all__ = ["DecentralizedOptimizer", "Topology", "init", "local_rank", "local_size", "rank", "size"]
 _MODULES = {"DecentralizedOptimizer": "optimizer", "Topology": "topology"}
 
 
@@ -54,3 +54,8 @@ def size() -> int:
 def local_rank() -> int:
     """This learner's number among those of its node."""
     return init().local_rank
+
+
+def local_size() -> int:
+    """The number of learners on this one's node."""
+    return init().local_size

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.processes import environment_rank
 
 BAD_INPUT = 2  # exit status, as of argparse
+Number = TypeVar("Number", int, float)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,11 +64,29 @@ def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at + 1 :]
 
 
+# Types of values: all raise argparse.ArgumentTypeError
+
+
+def count(text: str) -> int:
+    return number(text, int, 1)
+
+
+def number(text: str, kind: Callable[[str], Number], least: float) -> Number:
+    """A finite one of this kind, not below `least`."""
+    words = "a whole number" if kind is int else "a number"
+    wrong = argparse.ArgumentTypeError(f"{text!r} is not {words} of {least} or more")
+    try:
+        found = kind(text)
+    except ValueError:
+        raise wrong from None
+    if not least <= found < math.inf:
+        raise wrong
+    return found
+
+
 def bytes_of(text: str) -> int:
     """Bytes of "64", "16KB" or "1.5 GiB". Units are powers of 1024, as in OSU's benchmarks, the paper's model sizes and
     docker's --shm-size.
-
-    Raises argparse.ArgumentTypeError for anything else.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(?: ?([KMGT])?i?B| ?([KMGT]))?", text, re.ASCII | re.IGNORECASE)
     if match is None:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from horovod_dpsgd.command_line import OneLineParser, give_up
 from horovod_dpsgd.errors import UserError
+from horovod_dpsgd.files import write_whole
 from horovod_dpsgd.training import checkpoint
 from horovod_dpsgd.training.checkpoint import Manifest
-from horovod_dpsgd.training.files import write_whole
 
 
 def main() -> None:

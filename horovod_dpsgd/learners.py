@@ -33,6 +33,7 @@ Result = TypeVar("Result")
 STALL_TIMEOUT = 300.0  # seconds
 LAST_WORDS = 0.5  # seconds between the reason and the end of a job
 ROLL_CALL = 30_977  # a message's tag
+BROADCAST_BYTES = 2**30  # at once: MPI 3 counts in 32 bits
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ class Learners:
     def broadcast_(self, tensor: torch.Tensor, root: int = 0) -> None:
         """Overwrite `tensor` with the root's values, on every learner."""
         host = tensor.detach().cpu().contiguous()
-        self.wait(self.world.Ibcast(host.view(-1).view(torch.uint8).numpy(), root), "a broadcast")
+        for part in host.view(-1).view(torch.uint8).split(BROADCAST_BYTES):
+            self.wait(self.world.Ibcast(part.numpy(), root), "a broadcast")
         tensor.detach().copy_(host)
 
 

@@ -6,7 +6,7 @@ import atexit
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,16 +20,17 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
     """Wrap `optimizer`, made over the parameters of `model`, so that every `step()` is a step of DPSGD (eq. 2).
 
     `step()` averages the weights with this step's partners, who publish theirs while gradients are computed, and then
-    applies the wrapped optimizer's update. `zero_grad`, `param_groups`, hooks and learning-rate schedulers are the
+    applies the wrapped optimizer's update. `zero_grad`, `param_groups`, step hooks and learning-rate schedulers are the
     wrapped optimizer's. All learners start from the weights of rank 0.
 
     topology: "matching" (one random partner a step, the paper's), "ring", "random-ring", "complete", "exponential",
-    "hierarchical" (means of nodes), or a `Topology`; seed: of a random topology, equal on all learners; stall_timeout:
-    seconds after which a learner that waits for another ends the job (0: never). Every learner must call `step()`
-    equally often.
+    "hierarchical" (means of nodes), or a `Topology`; compression: "bfloat16" to exchange rounded weights; seed: of a
+    random topology, equal on all learners; stall_timeout: seconds after which a learner that waits for another ends the
+    job (0: never). Every learner must call `step()` equally often.
 
     Weights differ between learners: evaluate inside `with optimizer.averaged():`, where the model holds their mean.
-    Between steps others read them: change them by `load_state_dict` alone, and copy what you keep (see `DPSGD`).
+    Others read them from now on: load pretrained weights into the model before, afterwards change them by this
+    object's `load_state_dict` alone (`step` raises RuntimeError otherwise), and copy what you keep (see `DPSGD`).
 
     Mixed precision is `torch.autocast` with bfloat16: `torch.amp.GradScaler` would leave out steps of one learner, for
     whom its partners then wait, so `step` raises RuntimeError under it.
@@ -39,7 +40,8 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
 
     Constructing, stepping, `averaged`, `load_state_dict` and `close` are collective. Raises ValueError for a model that
     `FlatParameters` cannot hold or that differs between learners, if the optimizer lacks a trainable parameter of the
-    model or holds one of another, and if the topologies differ.
+    model or holds one of another, if the topologies differ, and for a topology that has no compressed exchange or (as
+    "hierarchical") none on GPUs; MachineError where there is too little shared memory.
     """
 
     _step_supports_amp_scaling = True  # has GradScaler call `step` always, and set `found_inf` before
@@ -51,6 +53,7 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         topology: str | topology.Topology = "matching",
         seed: int = 0,
         stall_timeout: float = learners.STALL_TIMEOUT,
+        compression: Literal["none", "bfloat16"] = "none",
     ) -> None:
         # Not the base class's __init__: this is a face for `optimizer`, with no parameters or state of its own.
         us = replace(learners.start(), stall_timeout=stall_timeout)
@@ -58,11 +61,14 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         trainable = {id(p) for p in model.parameters() if p.requires_grad}
         if held - {id(p) for p in model.parameters()} or trainable - held:
             raise ValueError("the optimizer must hold all trainable parameters of the model, and none of another")
+        if compression not in ("none", "bfloat16"):
+            raise ValueError(f'compression is "none" or "bfloat16", not {compression!r}')
+        graph, compressed = _topology(topology, us, seed), compression == "bfloat16"
         self.optimizer = optimizer
-        self.algorithm = DPSGD(optimizer, model, us, Settings(_topology(topology, us, seed), seed=seed))
-        self.algorithm.begin_step()
+        self.algorithm = DPSGD(optimizer, model, us, Settings(graph, compressed, seed=seed))
         self._frozen = [p for p in model.parameters() if not p.requires_grad]
         self._closed = False
+        self._begin_step()
         atexit.register(self._close_at_exit)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -79,13 +85,26 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._weights_now() != self._weights_published:
+            raise RuntimeError(
+                "the model's weights were changed, or moved, since the last step, when others had begun to read them: "
+                "load weights before the optimizer is wrapped, or by its load_state_dict"
+            )
         if any(p.grad is not None for p in self._frozen):
             raise RuntimeError(
                 "a parameter that was frozen when the optimizer was wrapped has a gradient: close it, and wrap anew"
             )
         self.algorithm.end_step()
-        self.algorithm.begin_step()
+        self._begin_step()
         return loss
+
+    def _begin_step(self) -> None:
+        self.algorithm.begin_step()
+        self._weights_published = self._weights_now()
+
+    def _weights_now(self) -> list[tuple[int, int]]:
+        """What changes where weights are written to, or replaced: where they are, and PyTorch's count of writes."""
+        return [(p.data_ptr(), p._version) for p in self.algorithm.parameters.parameters]
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside the block the model holds the mean of all learners' weights and BatchNorm statistics. Collective."""
@@ -113,13 +132,24 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """This learner's weights, the wrapped optimizer's state and the step of the topology, for `load_state_dict`."""
-        return self.algorithm.state_dict()
+        return self.algorithm.state_dict() | {"saved_by": self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave on this learner. Raises RuntimeError after `close`."""
+        """Go on from what `state_dict` gave on this learner. Raises RuntimeError after `close`; ValueError, on all
+        learners, if it is of another learner, another step than the others', or another topology."""
         self._check_open()
+        everyone = self.algorithm.learners.gather((state_dict.get("saved_by"), self._identity(), state_dict["step"]))
+        for saved_by, learner, step in everyone:
+            if saved_by != learner:
+                raise ValueError(f"the state of {saved_by} was given to {learner}")
+            if step != everyone[0][2]:
+                raise ValueError(f"{learner} was given the state of step {step}, learner 0 that of {everyone[0][2]}")
         self.algorithm.load_state_dict(state_dict)
-        self.algorithm.begin_step()
+        self._begin_step()
+
+    def _identity(self) -> str:
+        us, topology = self.algorithm.learners, self.algorithm.topology
+        return f"learner {us.rank} of {us.size}, topology {topology.name}, seed {self.algorithm.settings.seed}"
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.optimizer.zero_grad(set_to_none)

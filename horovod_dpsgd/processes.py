@@ -14,12 +14,13 @@ from contextlib import contextmanager
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
 LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+RANK_VARIABLES = (*MPI_RANK_VARIABLES, "SLURM_PROCID")  # the last is also set in the shell of a batch job
 
 
 def is_launched() -> bool:
     """Whether a launcher of MPI jobs started this process."""
-    return any(name in os.environ for name in RANK_VARIABLES)
+    return any(name in os.environ for name in MPI_RANK_VARIABLES)
 
 
 def environment_rank() -> int:

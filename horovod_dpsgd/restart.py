@@ -8,8 +8,8 @@
 
 With --hosts each of them is asked before every start whether it answers; {hosts} are those that do, and {np} is the
 largest of --sizes that they have slots for. If they are too few they are asked again after --pause, which counts as a
-restart. A job that was asked to end (status 143), or that was given bad input
-(status 2), is not started again. With --done FILE, as runs/a/result.json, a job has ended when the file is there:
+restart. A job that was asked to end (status 143), that was given bad input (2), or whose command is not there (127) is
+not started again. With --done FILE, as runs/a/result.json, a job has ended when the file is there:
 Open MPI's mpirun may end with status 0 when a host is lost. SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are passed on to the
 launcher. Ends with its last status.
 """
@@ -23,10 +23,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser
+from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, count, number
 from horovod_dpsgd.processes import end_with_parent
 
 INTERRUPTED, NOT_STARTED, LOST = 143, 127, 1  # statuses
@@ -135,8 +136,16 @@ def _answers(host: tuple[str, int], check: str) -> bool:
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
     p = OneLineParser("python -m horovod_dpsgd.restart", description=__doc__)
-    p.add_argument("--max-restarts", type=_count, default=3, metavar="N", help="default: %(default)s")
-    p.add_argument("--pause", type=float, default=5.0, metavar="SECONDS", help="before each (default: %(default)s)")
+    p.add_argument(
+        "--max-restarts", type=partial(number, kind=int, least=0), default=3, metavar="N", help="default: %(default)s"
+    )
+    p.add_argument(
+        "--pause",
+        type=partial(number, kind=float, least=0),
+        default=5.0,
+        metavar="SECONDS",
+        help="before each (default: %(default)s)",
+    )
     p.add_argument("--hosts", type=_hosts, default=[], metavar="HOST:SLOTS,...", help="fills in {hosts} and {np}")
     p.add_argument("--sizes", type=_sizes, default=[], metavar="N,...", help="allowed {np} (default: all slots)")
     p.add_argument("--check", default=CHECK, metavar="COMMAND", help="status 0 if {host} lives (default: %(default)s)")
@@ -151,27 +160,15 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     return given, command
 
 
-def _count(word: str) -> int:
-    if not word.isdigit():
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number of times")
-    return int(word)
-
-
 def _sizes(words: str) -> list[int]:
-    return [_positive(word) for word in words.split(",")]
+    return [count(word) for word in words.split(",")]
 
 
 def _hosts(words: str) -> list[tuple[str, int]]:
     pairs = [word.rpartition(":") for word in words.split(",")]
     if not all(host for host, _, _ in pairs):
         raise argparse.ArgumentTypeError(f"{words!r} is not HOST:SLOTS,HOST:SLOTS")
-    return [(host, _positive(slots)) for host, _, slots in pairs]
-
-
-def _positive(word: str) -> int:
-    if not word.isdigit() or int(word) == 0:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0")
-    return int(word)
+    return [(host, count(slots)) for host, _, slots in pairs]
 
 
 if __name__ == "__main__":

@@ -8,11 +8,6 @@ from collections.abc import Callable, Sequence
 Schedule = Callable[[int], float]
 
 
-def linear_scaling(base_lr: float, base_batch: int, batch: int) -> float:
-    """The rate for a global batch of `batch`, given a good one for `base_batch` (Goyal et al. 2017, Section 2.1)."""
-    return base_lr * batch / base_batch
-
-
 def constant(lr: float) -> Schedule:
     return lambda step: lr
 

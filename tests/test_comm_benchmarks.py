@@ -475,6 +475,39 @@ def test_committed_lines_are_begun_with_and_the_tables_made_of_them(tmp_path, mo
     assert (raw / "loop-400.jsonl").read_text() == own.read_text()
 
 
+def test_a_measurement_that_fails_leaves_what_was_measured_before_and_is_made_again(tmp_path, monkeypatch, capsys):
+    """A job that writes a row, dies, and later does not."""
+    row = {"kind": "row", "loop": "bare", "batch": 400, "seconds": 0.0123, "ratio": 1, "ratio_quartiles": [1, 1]}
+    about = {"kind": "run", "machine": "a machine", "date": "-", "git": "-", "versions": {}, "learners": 1}
+    status = 0
+
+    def measure(command, env, check):
+        with open(command[command.index("--output") + 1], "w") as file:
+            file.writelines(f"{json.dumps(line)}\n" for line in (about, row | {"seconds": 0.0123 * (1 + status)}))
+        return SimpleNamespace(returncode=status)
+
+    monkeypatch.setattr(run_all, "subprocess", SimpleNamespace(run=measure))
+    command = ["run.py", "--runs", str(tmp_path), "--only", "loop-400"]
+    kept, raw = (tmp_path / "comm" / place / "loop-400.jsonl" for place in (".", "results/raw"))
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", [*command, *words])
+        run_all.main()
+
+    status = 9
+    with pytest.raises(SystemExit, match="these failed: loop-400"):
+        run()
+    assert '"kind": "row"' not in kept.read_text() and "failed with status 9" in kept.read_text()
+    status = 0
+    run()
+    good = kept.read_text()
+    assert "done before" not in capsys.readouterr().out and good.count('"kind": "row"') == 1
+    status = 9
+    with pytest.raises(SystemExit, match="these failed: loop-400"):
+        run("--again")
+    assert kept.read_text() == raw.read_text() == good
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [

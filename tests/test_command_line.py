@@ -8,12 +8,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from horovod_dpsgd import training
-from horovod_dpsgd.command_line import bytes_of
+from horovod_dpsgd.command_line import bytes_of, count
 from horovod_dpsgd.training import cli
 
 RECIPES = REPOSITORY / "benchmarks/cv/recipes"
@@ -112,6 +112,19 @@ def test_sizes_are_bytes(text, nbytes):
 def test_what_is_no_size_is_said(text):
     with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
         bytes_of(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", ""])
+def test_what_is_no_count_is_said(text):
+    assert count("16") == 16
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"{text!r} is not a whole number of 1 or more")):
+        count(text)
+
+
+def test_commands_that_start_others_do_not_wait_for_torchvision():
+    commands = ("benchmarks.reproduce", "benchmarks.headroom_check", "benchmarks.stacked.__main__")
+    script = f"import sys, {', '.join(commands)}; sys.exit('torchvision' in sys.modules)"
+    run([sys.executable, "-c", script], timeout=300, status=0)
 
 
 COMMANDS = [

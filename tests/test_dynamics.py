@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import sys
 import threading
@@ -25,6 +26,8 @@ from horovod_dpsgd import learners
 from horovod_dpsgd.diagnostics import intervals
 from horovod_dpsgd.diagnostics.dynamics import diversity, measure, noise
 from horovod_dpsgd.parameters import FlatParameters
+from horovod_dpsgd.training import Recipe, Score, Task
+from horovod_dpsgd.training.loop import Trainer
 from horovod_dpsgd.training.task import split
 
 LR = 0.7
@@ -422,3 +425,54 @@ def test_a_gradient_across_g_is_all_noise():
 def test_where_the_full_gradient_vanishes_the_effective_rate_is_nan():
     alpha_e, _ = noise(torch.ones(3), torch.zeros(3), 0.5)
     assert math.isnan(alpha_e)
+
+
+# In the loop
+
+
+class Augmented(Task):
+    """A classification whose inputs training sees with their sign changed, whatever the samples are."""
+
+    samples, classes, data = 60, 3, "random numbers"
+
+    def __init__(self):
+        self.whole = digits(0, self.samples, torch.float32)
+        self.sizes = []
+
+    def make_model(self):
+        return nn.Linear(4, 3)
+
+    def train_batches(self, indices):
+        for chosen in indices:
+            self.sizes.append(len(chosen))
+            yield -self.whole[0][chosen], self.whole[1][chosen]
+
+    def shard_batches(self, part, shard, shards):
+        yield tuple(each[shard::shards] for each in self.whole)
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    def score(self, model, batch):
+        return Score(float(self.loss(model, batch)), 0.0, len(batch[0]))
+
+
+@pytest.mark.parametrize(("samples", "at_once"), [(None, 10), (60, 6)])
+def test_the_full_gradient_is_of_what_is_trained_on(us, tmp_path, samples, at_once):
+    """Augmented as a step is: a step of the whole training set has the full loss, and no noise."""
+    keys = {"task": "own", "model": "linear", "lr": LR, "batch_size": 60, "accumulate": 6, "max_steps": 2}
+    keys |= {"diagnostics": True, "diagnostics_every": 1, "diagnostics_samples": samples}
+    recipe = Recipe(**keys, log_every=1, checkpoint_every=0)
+    task = Augmented()
+    trainer = Trainer(recipe, task, us, tmp_path)
+    try:
+        trainer.train()
+    finally:
+        trainer.close()
+    assert set(task.sizes) == {60, at_once}  # a step, and what is computed at once
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train_loss"] for line in lines if "train_loss" in line]
+    measured = [line for line in lines if "full_loss" in line]
+    assert [line["full_loss"] for line in measured] == pytest.approx(losses, rel=1e-5)
+    if samples is None:
+        assert [line["effective_lr"] for line in measured] == pytest.approx([LR, LR], rel=1e-4)

@@ -286,9 +286,12 @@ def test_a_report_can_be_made_of_what_has_been_run_so_far(tmp_path, monkeypatch,
     assert re.search(r"no run of table-3 has a result in .*kept", capsys.readouterr().err)
     write_run(tmp_path / "kept", cv.table_3("cpu")[0], 1, 40.0)
     reproduce.main()
-    rows = [cells_of(line) for line in (tmp_path / "table-3.md").read_text().splitlines()]
+    text = (tmp_path / "table-3.md").read_text()
+    rows = [cells_of(line) for line in text.splitlines()]
     assert ["VGG11, narrow", "1024", "64x", "0.8", "60.00", "-"] in rows
     assert ["VGG11, narrow", "1024", "32x", "-", "-", "-"] in rows
+    # what a reader is told to run makes the runs as well
+    assert "Command: `python benchmarks/reproduce.py table-3 --seeds 2 --keep " in text and "--report-only" not in text
 
 
 @pytest.mark.parametrize("name", ["mnist-recipes", "mnist-adpsgd"])

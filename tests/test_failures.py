@@ -22,6 +22,13 @@ def test_a_learner_that_stops_is_named_and_ends_the_job_after_the_stall_timeout(
     assert "trained to the end" not in done.stdout
 
 
+def test_a_learner_that_leaves_early_is_named_and_ends_the_job_at_once(mpirun):
+    done = mpirun(3, PROGRAMS / "failing_learner.py", "leave", 300, "ring", status=None, timeout=60)
+    assert done.returncode != 0
+    assert re.search(r"learner 1 has left after 5 steps, but learner [02] goes on to step 7", done.stderr), done.stderr
+    assert "trained to the end" not in done.stdout
+
+
 def test_a_learner_that_stops_under_ssgd_ends_the_job_after_the_stall_timeout(mpirun):
     done = mpirun(2, PROGRAMS / "failing_learner.py", "stop", 4, "ssgd", status=None, timeout=90)
     assert done.returncode != 0

@@ -167,6 +167,19 @@ def test_an_output_that_cannot_be_written_is_one_line(us, tmp_path):
         squares(us, tmp_path / "file" / "a.jsonl", [1], [])
 
 
+def test_a_file_that_is_damaged_meanwhile_is_an_error_that_all_learners_hear_of(us, tmp_path, monkeypatch):
+    told, broadcast = [], learners.Learners.broadcast
+    monkeypatch.setattr(learners.Learners, "broadcast", lambda us, thing: told.append(thing) or broadcast(us, thing))
+
+    def damage(_point):
+        (tmp_path / "a.jsonl").write_text("{no json}\n")
+        return {"square": 1}
+
+    with pytest.raises(UserError, match="is damaged"):
+        points.measure_all([{"x": 1}], damage, tmp_path / "a.jsonl", {}, us)
+    assert isinstance(told[-1], UserError)
+
+
 # Pictures of runs
 
 

@@ -186,7 +186,15 @@ def test_the_hessian_is_told_by_its_ends_its_trace_and_its_map(tmp_path):
 
 
 def test_the_progression_is_told_step_by_step(tmp_path):
-    rows = report("progression", loaded(["smoothing"], ["ssgd", "dpsgd"]), tmp_path)
+    told = report("progression", loaded(["smoothing"], ["ssgd", "dpsgd"]), tmp_path)
+    dynamics, rows = told[:7], told[7:]
+    assert dynamics[0][:4] == ["algorithm", "quantity", "steps 1 - 60", "steps 61 - 200"]
+    assert dynamics[2] == ["SSGD", "alpha_e / peak alpha", "0.9 (0.9 - 0.9)", *["-"] * 4]
+    assert [row[:3] for row in dynamics[4:]] == [
+        ["DPSGD, complete", "Delta(2) / Delta_S", "1 (1 - 1)"],
+        ["DPSGD, complete", "Delta_DP / (Delta_S + Delta(2))", "1 (1 - 1)"],
+        ["DPSGD, complete", "right side of eq. 5 / Delta(2)", "0.5 (0.5 - 0.5)"],
+    ]
     assert [row[:2] for row in rows[2:]] == [["SSGD", "100"], ["SSGD", "200"]] + [
         ["DPSGD, complete", step] for step in ("100", "200")
     ]

@@ -140,12 +140,6 @@ def test_the_cache_comes_before_any_source(tmp_path, suffix, monkeypatch):
     assert_is_tiny_mnist(source)
 
 
-def test_without_xdg_cache_home_the_cache_is_below_home(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert mnist.default_cache() == tmp_path / ".cache" / "horovod_dpsgd" / "mnist"
-
-
 def test_sources_are_asked_in_order_and_each_failure_is_said(tmp_path, monkeypatch, caplog):
     def damaged(work: Path) -> Path:
         return write(work, FILES | {NAMES[1]: b"an HTML page"}, suffix=".gz")

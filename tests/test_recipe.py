@@ -124,10 +124,12 @@ def test_all_wrong_keys_are_named_at_once(folder):
         ({"optimizer": "adam", "mix_moments": True, "compression": "bfloat16"}, ["mix_moments", "compression"]),
         ({"mix_moments": True}, ["mix_moments", "momentum"]),
         ({"device": "cuda"}, ["cuda"]),
+        ({"algo": "ssgd"}, ["ssgd", "horovod"]),
     ],
 )
 def test_an_impossible_combination_names_its_parts(folder, changes, culprits, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(recipes, "find_spec", lambda package: None)
     line = complaint(load, folder, BASE | changes)
     assert all(culprit in line for culprit in culprits)
 
@@ -436,6 +438,16 @@ def test_cosine_in_a_recipe_matches_torch(folder):
         assert recipe.schedule(6000)(step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
         optimizer.step()
         torch_cosine.step()
+
+
+def test_a_run_is_resumed_for_longer_unless_its_rates_would_have_been_others(folder):
+    begun = load(folder, BASE)
+    recipes.check_resumable(begun, begun.model_copy(update={"max_steps": 60, "eval_every": 5}))
+    assert "lr 0.5, now 0.6" in complaint(recipes.check_resumable, begun, begun.model_copy(update={"lr": 0.6}))
+    cosine = load(folder, BASE | {"decay": "cosine"})
+    recipes.check_resumable(cosine, cosine)
+    longer = cosine.model_copy(update={"max_steps": 60})
+    assert "max_steps 50, now 60" in complaint(recipes.check_resumable, cosine, longer)
 
 
 def test_exponential_decay_in_a_recipe_is_one_factor_an_epoch(folder):

@@ -99,21 +99,20 @@ def test_figure_2_takes_the_noise_with_the_lowest_median_error(tmp_path):
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"figure-2.png", "figure-2.svg"}
 
 
-def test_figure_4_tells_noise_early_and_late(tmp_path):
-    lines = [
-        {"step": step, "noise": noise, "noise_ssgd": 0.5, "noise_2": noise / 2}
-        for step, noise in ((1, 3.0), (101, 4.0), (701, 1.0), (901, 2.0))
-    ]
-    loaded = [
-        dataclasses.replace(write_run(tmp_path / f"d{seed}", seed=seed), metrics=lines[seed:]) for seed in range(2)
-    ]
+def test_figure_4_tells_noise_by_periods(tmp_path):
+    rest = {"noise_ssgd": 0.5, "effective_lr": 0.5, "weight_variance": 0.0}
+    noises = ((1, 3.0), (61, 4.0), (101, 6.0), (701, 1.0), (901, 2.0))
+    lines = [{"step": step, "noise": noise, "noise_2": noise / 2, **rest} for step, noise in noises]
+    loaded = [dataclasses.replace(write_run(tmp_path / f"d{seed}", seed=seed), metrics=lines[seed:]) for seed in (0, 2)]
     text = figure_2.report_of_noise("cpu", launch.Loaded(loaded), tmp_path)
-    rows = [line for line in text.splitlines() if "Delta" in line][:3]
-    assert [cell.strip() for cell in rows[0].strip("| ").split("|")] == [
-        "Delta_DP", "3.75000 (3.50000 - 4.00000)", "1.50000 (1.50000 - 1.50000)"
-    ]  # fmt: skip
-    assert rows[2].split()[1:4] == ["Delta(2)", "|", "1.87500"]
-    assert (tmp_path / "figure-4.png").stat().st_size > 5000
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if "|" in line]
+    header, _, noise, _, noise_2, ratio, total, rate, _ = rows
+    assert header == ["quantity", "steps 1 - 60", "steps 61 - 200", "steps 201 - 500", "steps 501 - 700", "later"]
+    assert noise == ["Delta_DP", "3", "5.5 (5 - 6)", "-", "-", "1.5 (1.5 - 1.5)"]  # the second run begins at step 101
+    assert noise_2[2] == "2.75 (2.5 - 3)"
+    assert (ratio[0], ratio[2]) == ("Delta(2) / Delta_S", "5.5 (5 - 6)")
+    assert (total[0], total[5]) == ("Delta_DP / (Delta_S + Delta(2))", "1.17 (1.17 - 1.17)")
+    assert rate[0] == "alpha_e / alpha" and (tmp_path / "figure-4.png").stat().st_size > 5000
 
 
 def test_the_median_curve_matches_numpy_where_runs_end_early(tmp_path):

@@ -48,6 +48,13 @@ def test_a_job_is_started_again_while_that_may_help(tmp_path, then, times, statu
     assert done.stderr.count("restart: restart ") == times - 1
 
 
+@pytest.mark.parametrize("pause", ["-1", "nan", "soon"])
+def test_a_pause_that_is_none_is_refused_before_the_job_starts(tmp_path, pause):
+    done = run("--pause", pause, *job(tmp_path / "log", "exit 0"))
+    assert done.returncode == 2 and "is not a number of 0 or more" in done.stderr
+    assert not (tmp_path / "log").exists()
+
+
 def test_status_0_without_the_result_is_a_failure(tmp_path):
     """Open MPI's mpirun ends with status 0 when it has lost a host."""
     result = tmp_path / "result.json"
@@ -113,8 +120,8 @@ def test_signals_are_passed_on_and_end_it(tmp_path):
         ([], "no command is given"),
         (["--", "mpirun", "-np", "{np}", "x"], "need --hosts"),
         (["--hosts", "host1", "--", "x"], "is not HOST:SLOTS"),
-        (["--hosts", "host1:0", "--", "x"], "is not a number above 0"),
-        (["--max-restarts", "-1", "--", "x"], "is not a number of times"),
+        (["--hosts", "host1:0", "--", "x"], "is not a whole number of 1 or more"),
+        (["--max-restarts", "-1", "--", "x"], "is not a whole number of 0 or more"),
     ],
 )
 def test_a_wrong_command_line_is_refused(words, says):

@@ -324,6 +324,8 @@ def test_consensus_says_in_a_line_what_it_cannot_do(monkeypatch, capsys, learner
 def test_runs_have_names_of_their_own_and_reach_the_training_command(tmp_path):
     known = wall_clock.jobs(["--synthetic"])
     assert len({job.name for job in known}) == len(known)
+    late = {(job.algorithm, job.disturbed) for job in known if job.disturbed}
+    assert late == {(algorithm, how) for algorithm in wall_clock.ALGORITHMS for how in ("slow", "jitter")}
     words = wall_clock.chosen(known, ["two-hosts-1gbit-n4-dpsgd-ring"])[0].command(tmp_path / "run", 90)
     assert words[words.index("--timeout") :][:2] == ["--timeout", "90"]
     assert words[words.index("--rate") :][:2] == ["--rate", "1gbit"]

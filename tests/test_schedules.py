@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
+import benchmarks.cv
 from horovod_dpsgd.schedules import (
     constant,
     cosine_decay,
     exponential_decay,
-    linear_scaling,
     linear_warmup,
     step_decay,
 )
+from horovod_dpsgd.training import recipe as recipes
+
+
+def paper(name, batch):
+    return recipes.load(name, Path(benchmarks.cv.__file__).parent / "recipes", {"batch_size": batch})
 
 
 def torch_rates(lr, steps, make):
@@ -94,15 +100,14 @@ def test_no_warmup_is_the_schedule_itself():
 
 
 def test_linear_scaling_gives_the_paper_s_rates():
-    assert linear_scaling(0.01, 256, 8192) == pytest.approx(0.32)  # AlexNet
-    assert [linear_scaling(0.1, 256, batch) for batch in (2048, 4096, 8192)] == pytest.approx([0.8, 1.6, 3.2])
-    assert [linear_scaling(0.1, 128, batch) for batch in (1024, 8192)] == pytest.approx([0.8, 6.4])  # CIFAR-10
+    assert paper("imagenet-low-rate", 8192).lr == pytest.approx(0.32)  # AlexNet
+    assert [paper("imagenet", batch).lr for batch in (2048, 4096, 8192)] == pytest.approx([0.8, 1.6, 3.2])
+    assert [paper("cifar10", batch).lr for batch in (1024, 8192)] == pytest.approx([0.8, 6.4])
 
 
 def test_alexnet_at_batch_8192_follows_the_paper():
     epoch = 1_281_167 // 8192
-    after = step_decay(linear_scaling(0.01, 256, 8192), [30 * epoch, 60 * epoch, 90 * epoch])
-    schedule = linear_warmup(after, 5 * epoch, start_lr=0.01)
+    schedule = paper("imagenet-low-rate", 8192).schedule(1_281_167)
     assert schedule(0) == pytest.approx(0.01 + 0.31 / (5 * epoch))
     assert schedule(5 * epoch // 2 - 1) == pytest.approx((0.01 + 0.32) / 2)
     for first, last, rate in [(5, 30, 0.32), (30, 60, 0.032), (60, 90, 0.0032), (90, 100, 0.00032)]:
@@ -111,8 +116,7 @@ def test_alexnet_at_batch_8192_follows_the_paper():
 
 
 def speech(epoch):
-    peak = linear_scaling(0.1, 256, 2048)
-    return linear_warmup(exponential_decay(peak, start=10 * epoch, every=epoch), 10 * epoch)
+    return linear_warmup(exponential_decay(0.8, start=10 * epoch, every=epoch), 10 * epoch)
 
 
 def test_speech_anneals_as_the_paper_does():

@@ -10,7 +10,7 @@ import pytest
 from speech import write_prepared
 
 from benchmarks.asr import frequencies
-from benchmarks.asr.prepared import MANIFEST, Manifest, Prepared, SubSequences, levels, shard_files
+from benchmarks.asr.prepared import MANIFEST, Manifest, Prepared, SubSequences, shard_files
 from benchmarks.asr.writing import PreparedWriter, Utterance, summary
 from horovod_dpsgd.errors import DataError
 
@@ -90,16 +90,6 @@ def test_the_inputs_have_a_checksum_that_tells_them_apart(tmp_path):
         return writer.finish("data", {}, None, 2).parts["train"].inputs
 
     assert written("a", b"1") == written("b", b"1") != written("c", b"2")
-
-
-def test_levels_are_those_of_closed_forms():
-    """Frequencies such that adding one to each count leaves them as they are."""
-    counts = np.array([600, 300, 100]) * 10**6
-    found = levels(counts, np.array([6, 3, 1]), silence=[0])
-    entropy = -(0.6 * np.log(0.6) + 0.3 * np.log(0.3) + 0.1 * np.log(0.1))
-    told = 0.4 * -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
-    assert found == pytest.approx({"chance": np.log(3), "unigram": entropy, "silence": told}, rel=1e-5)
-    assert levels(counts, counts, None)["silence"] is None
 
 
 def test_random_sub_sequences_are_drawn_without_loading_all(tmp_path):
@@ -194,6 +184,9 @@ def test_the_manifest_comes_back(tmp_path):
     manifest = Manifest.read(tmp_path)
     assert manifest.text() == (tmp_path / MANIFEST).read_text()
     assert (manifest.streams, manifest.dimension, manifest.silence) == ({"first": 3, "second": 1}, 4, [1, 2])
+    older = json.loads(manifest.text()) | {"levels": {"chance": 1.6, "unigram": 1.5, "silence": None}}
+    (tmp_path / MANIFEST).write_text(json.dumps(older))
+    assert Manifest.read(tmp_path) == manifest
 
 
 def test_frequencies_of_states_are_shown(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from torch import nn
 
 import benchmarks.asr
 from benchmarks.asr import speech_task
+from benchmarks.asr.levels import levels
 from benchmarks.asr.model import AcousticModel
 from benchmarks.asr.speech_task import SpeechTask
 from horovod_dpsgd.errors import DataError, RecipeError
@@ -129,6 +130,43 @@ def test_loss_and_errors_are_those_of_single_frames_with_and_without_silence(tmp
     assert score[:3] == pytest.approx(expected["all"], rel=1e-5)
     assert score.groups[0][:3] == pytest.approx(expected["speech"], rel=1e-5)
     assert float(task.loss(model, (frames, states))) == pytest.approx(score.loss / score.samples, rel=1e-5)
+
+
+def test_levels_are_those_of_closed_forms():
+    """Frequencies such that adding one to each count leaves them as they are."""
+    counts = np.array([600, 300, 100]) * 10**6
+    of_all = -(0.6 * math.log(0.6) + 0.3 * math.log(0.3) + 0.1 * math.log(0.1))
+    of_speech = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    expected = {
+        "unigram_loss": of_all,
+        "unigram_loss_silence_told": 0.4 * of_speech,
+        "unigram_loss_of_speech": of_speech,
+    }
+    assert levels(counts, np.array([6, 3, 1]), silence=[0]) == pytest.approx(expected, rel=1e-5)
+    assert levels(counts, np.array([6, 3, 1]), None) == {"unigram_loss": pytest.approx(of_all, rel=1e-5)}
+
+
+def test_levels_are_losses_on_the_frames_that_are_evaluated(tmp_path):
+    """Against who guesses by frequencies, scored as a model is: neither what the utterances have left over at their
+    ends nor the sub-sequences that are left out count."""
+    made = write_prepared(tmp_path, lengths=(41, 62, 83), states=5, silence=[0, 3])
+    task = SpeechTask(recipe(tmp_path, data_options={"heldout": 4}))
+    seen = torch.from_numpy(np.bincount(made["train"][1], minlength=5) + 1.0)
+    silent = torch.tensor([True, False, False, True, False])
+    told = torch.log(torch.where(silent, seen / seen[silent].sum(), seen / seen[~silent].sum()))
+
+    def score(knows_silence):
+        (batch,) = task.shard_batches("heldout", 0, 1)
+        guesses = torch.where(silent[batch[1]][..., None] == silent, told, -math.inf) if knows_silence else seen.log()
+        return task.score(lambda frames: guesses.expand(*batch[1].shape, 5), batch)
+
+    knowing = score(True)
+    found = task.heldout_figures(0.0)
+    assert score(False).samples == 4 * 21
+    assert found["unigram_loss"] == pytest.approx(score(False).loss / 84, rel=1e-6)
+    assert found["unigram_loss_silence_told"] == pytest.approx(knowing.loss / 84, rel=1e-6)
+    assert found["unigram_loss_of_speech"] == pytest.approx(knowing.groups[0].loss / knowing.groups[0].samples)
+    assert SpeechTask(recipe(tmp_path)).heldout_figures(0.0)["unigram_loss"] != found["unigram_loss"]
 
 
 def test_evaluation_adds_groups_up_over_batches(tmp_path, monkeypatch):

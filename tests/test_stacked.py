@@ -23,6 +23,7 @@ from tests.conftest import environment
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TASKS = {  # recipe and what makes it small
     "nlp/novels-cpu": ("max_steps=7", "batch_size=12", "clip_norm=0.05", "warmup=3"),
+    "cv/cifar10-cpu": ("max_steps=4", "batch_size=12", "data_options.subset=1000", "lr=0.05", "warmup_epochs=0"),
     "asr/speech-cpu": ("max_steps=4", "batch_size=6", "momentum=0.9", "weight_decay=0.01", "warmup=2", "lr=4"),
 }
 LEARNERS = 3

@@ -32,7 +32,7 @@ from benchmarks.asr.features import MELS, MeanAndVariance
 from benchmarks.asr.prepared import Manifest
 from benchmarks.asr.writing import PartWriter, PreparedWriter, Utterance, check_free
 from horovod_dpsgd.errors import DataError
-from horovod_dpsgd.training.files import write_whole
+from horovod_dpsgd.files import write_whole
 
 PIECE = 16  # utterances: seconds of work
 SLACK = 2  # frames by which features and alignment may differ in number: they treat the last samples differently

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class PartSummary:
 @dataclass(frozen=True)
 class Manifest:
     """streams: name and dimension of each; states: K; silence: the states that are silence (None: not known);
-    made_by: settings and versions, for the record; levels: held-out losses that no model of speech is needed for."""
+    made_by: settings and versions, for the record."""
 
     data: str
     states: int
@@ -56,7 +57,6 @@ class Manifest:
     streams: dict[str, int]
     frame_type: str
     parts: dict[str, PartSummary]
-    levels: dict[str, float | None] = field(default_factory=dict)
     made_by: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -75,6 +75,7 @@ class Manifest:
             keys = json.loads(path.read_text())
             if keys.get("format") != FORMAT:
                 raise DataError(f"{path} is of format {keys.get('format')}, not {FORMAT}: prepare the data again")
+            keys.pop("levels", None)  # of older ones, and of all held-out frames: a run says those of its own
             parts = {name: PartSummary(**part) for name, part in keys.pop("parts").items()}
             manifest = cls(parts=parts, **keys)
         except FileNotFoundError as error:
@@ -116,18 +117,17 @@ class Part:
             map_file(states, np.dtype("<i4"), (count,)),
         )
 
-    def copy(self, starts: np.ndarray, frames: np.ndarray, states: np.ndarray) -> None:
-        """Copy the sequences that begin at the frames `starts` [B] to `frames` [B, T, D] and `states` [B, T].
+    def sequences(self, starts: np.ndarray, length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Frames [length, D] and states [length] of each sequence that begins at one of the frames `starts`, still in
+        the files.
 
         Such a sequence lies within one utterance.
         """
-        length = states.shape[1]
         shards = np.searchsorted(self.shard_starts, starts, side="right") - 1
         places = starts - self.shard_starts[shards]
-        for row, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
-            its_frames, its_states = self._shards[shard]
-            frames[row] = its_frames[place : place + length]
-            states[row] = its_states[place : place + length]
+        for shard, place in zip(shards.tolist(), places.tolist(), strict=True):
+            frames, states = self._shards[shard]
+            yield frames[place : place + length], states[place : place + length]
 
 
 class SubSequences:
@@ -149,12 +149,20 @@ class SubSequences:
 
     def take(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Frames, float32 [B, length, D], and states, int64 [B, length], of the sub-sequences of these numbers [B]."""
-        utterances = np.searchsorted(self._firsts, numbers, side="right") - 1  # the last of equals: others have none
-        starts = self._first_frames[utterances] + (numbers - self._firsts[utterances]) * self.length
         frames = np.empty((len(numbers), self.length, self.dimension), np.float32)
         states = np.empty((len(numbers), self.length), np.int64)
-        self.part.copy(starts, frames, states)
+        for row, (its_frames, its_states) in enumerate(self._sequences(numbers)):
+            frames[row], states[row] = its_frames, its_states
         return frames, states
+
+    def counts(self, numbers: np.ndarray, states: int) -> np.ndarray:
+        """How many frames of these sub-sequences are in each of so many states, int64 [states]."""
+        return np.bincount(np.concatenate([its for _, its in self._sequences(numbers)]), minlength=states)
+
+    def _sequences(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        utterances = np.searchsorted(self._firsts, numbers, side="right") - 1  # the last of equals: others have none
+        starts = self._first_frames[utterances] + (numbers - self._firsts[utterances]) * self.length
+        return self.part.sequences(starts, self.length)
 
 
 class Prepared:
@@ -188,22 +196,3 @@ def map_file(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     mapped.madvise(mmap.MADV_RANDOM)  # sub-sequences come in random order: what follows one is not needed with it
     return np.frombuffer(mapped, kind).reshape(shape)
-
-
-def levels(train: np.ndarray, heldout: np.ndarray, silence: list[int] | None) -> dict[str, float | None]:
-    """Held-out losses in nats, from how many frames are in each state, of what knows little about speech.
-
-    chance: ln K; unigram: of the states' frequencies in training (each counted once more, so that none is 0); silence:
-    the same, told which frames are silence. A model has learned phonetics only below the last of these.
-    """
-    frequent = train + 1.0
-
-    def surprise(group: np.ndarray) -> float:
-        """Summed over the held-out frames in the states of this group, given that it is this group."""
-        return -float(heldout[group] @ np.log(frequent[group] / frequent[group].sum()))
-
-    everything = np.ones(len(train), bool)
-    is_silence = np.isin(np.arange(len(train)), silence or [])
-    total = max(int(heldout.sum()), 1)
-    told = None if silence is None else (surprise(is_silence) + surprise(~is_silence)) / total
-    return {"chance": float(np.log(len(train))), "unigram": surprise(everything) / total, "silence": told}

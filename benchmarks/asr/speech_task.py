@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.asr import model
+from benchmarks.asr.levels import levels
 from benchmarks.asr.model import AcousticModel
 from benchmarks.asr.prepared import Prepared, SubSequences
 from benchmarks.options import Options, parse
@@ -47,7 +48,7 @@ class SpeechTask(Task):
     """Sub-sequences of frames [B, T, D], and the states [B, T] they are in; a sample is a sub-sequence.
 
     Loss and error are means over frames. Where it is known which states are silence, frames of speech are scored on
-    their own too.
+    their own too. `levels`: what is lost by guessing by frequencies, on the frames that are evaluated.
 
     model: "bilstm". model_options: layers, cells, bottleneck, states, input, as `AcousticModel` has them; states and
     input are by default those of the data.
@@ -62,6 +63,7 @@ class SpeechTask(Task):
         self.train: Source
         self.heldout: Source
         self.silence: Tensor | None = None  # which states are, bool [K]
+        self.levels: dict[str, float] = {}
         if recipe.synthetic:
             self._take_noise()
         else:
@@ -69,7 +71,6 @@ class SpeechTask(Task):
         model.check(**self.model_options)  # while it is still one line for the user
         self.classes = self.model_options["states"]
         self.samples = len(self.train)
-        self.chosen_heldout = self._spread(len(self.heldout))
 
     def _take_noise(self) -> None:
         self._choose_model(input=SYNTHETIC_INPUT, states=SYNTHETIC_STATES)
@@ -78,6 +79,7 @@ class SpeechTask(Task):
         samples = SYNTHETIC_SAMPLES.get(self.recipe.task, 50_000)
         self.train, self.heldout = (RandomSpeech(count, *sizes) for count in (samples, SYNTHETIC_HELDOUT))
         self.data = "synthetic speech"
+        self.chosen_heldout = self._spread(len(self.heldout))
 
     def _take_prepared(self) -> None:
         if self.recipe.data_dir is None:
@@ -94,16 +96,18 @@ class SpeechTask(Task):
             )
         if self.model_options["states"] < there.states:
             raise RecipeError(f"model_options.states: {self.model_options['states']}, but the data have {there.states}")
-        self.train, self.heldout = (
-            SubSequences(part, self.options.unroll) for part in (prepared.train, prepared.heldout)
-        )
-        if not len(self.train) or not len(self.heldout):
+        train, heldout = (SubSequences(part, self.options.unroll) for part in (prepared.train, prepared.heldout))
+        if not len(train) or not len(heldout):
             raise DataError(f"{prepared.folder} has no utterance of {self.options.unroll} frames in one of its parts")
         if there.silence is not None:
             self.silence = torch.zeros(self.model_options["states"], dtype=torch.bool)
             self.silence[there.silence] = True
             self.groups = ("speech",)
-        self.data = f"{there.data}, {len(self.train):,} x {self.options.unroll} frames, {there.states:,} tied states"
+        self.data = f"{there.data}, {len(train):,} x {self.options.unroll} frames, {there.states:,} tied states"
+        self.train, self.heldout = train, heldout
+        self.chosen_heldout = self._spread(len(heldout))
+        evaluated = heldout.counts(self.chosen_heldout, there.states)
+        self.levels = levels(prepared.counts("train"), evaluated, there.silence)
 
     def _choose_model(self, input: int, states: int) -> None:
         defaults = {"layers": 6, "cells": 1024, "bottleneck": 256}
@@ -154,6 +158,10 @@ class SpeechTask(Task):
         return everything._replace(
             groups=(Score(float(losses[speech].double().sum()), float(wrong[speech].sum()), float(speech.sum())),)
         )
+
+    def heldout_figures(self, loss: float) -> dict[str, float]:
+        """The levels: only below that of who is told what is silence has a model learned phonetics."""
+        return self.levels
 
 
 def _tensors(arrays: tuple[np.ndarray, np.ndarray]) -> Batch:

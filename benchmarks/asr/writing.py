@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from benchmarks.asr.prepared import FRAME_TYPES, MANIFEST, PARTS, Manifest, PartSummary, levels, shard_files
+from benchmarks.asr.prepared import FRAME_TYPES, MANIFEST, PARTS, Manifest, PartSummary, shard_files
 from horovod_dpsgd.errors import DataError
-from horovod_dpsgd.training.files import write_whole
+from horovod_dpsgd.files import write_whole
 
 SHARD_BYTES = 2**32  # of frames, at most: few files, and none too large to copy
 
@@ -133,7 +132,6 @@ class PreparedWriter:
         for name, part in manifest.parts.items():
             if not part.utterances:
                 raise DataError(f"no utterance of the {name} part is left: {_reasons(part)}")
-        manifest = replace(manifest, levels=levels(self.train.counts, self.heldout.counts, silence))
         write_whole(self.folder / MANIFEST, manifest.text())
         return manifest
 
@@ -156,8 +154,7 @@ def summary(manifest: Manifest, folder: Path) -> str:
         lines.append(f"{name}: {part.utterances:,} utterances of {part.speakers:,} speakers, {hours:.2f} h")
         if part.skipped:
             lines.append(f"  left out, {sum(part.skipped.values()):,}: {_reasons(part)} ({folder / name}/skipped.tsv)")
-    known = ", ".join(f"{name} {nats:.3f}" for name, nats in manifest.levels.items() if nats is not None)
-    lines.append(f"{manifest.states:,} states, {manifest.dimension} numbers a frame; held-out loss of {known} nats")
+    lines.append(f"{manifest.states:,} states, {manifest.dimension} numbers a frame")
     return "\n".join(lines)
 
 

@@ -6,19 +6,17 @@ A refusal is one line, from one learner, and exit status 2 on all.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from benchmarks.comm import models
-from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, bytes_of, complain
+from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, bytes_of, complain, count, number
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.topology import TOPOLOGIES, Matching
 
 BFLOAT16 = "bfloat16"
-Number = TypeVar("Number", int, float)
 
 
 def parser(description: str | None, turns: int | None = 9) -> OneLineParser:
@@ -77,21 +75,17 @@ def exchange_name(what: str, topology: str, compression: str) -> str:
 # Types of values
 
 
-def count(text: str) -> int:
-    return _number(text, int, 1)
-
-
 def count_or_none(text: str) -> int:
-    return _number(text, int, 0)
+    return number(text, int, 0)
 
 
 def seconds(text: str) -> float:
-    return _number(text, float, 0)
+    return number(text, float, 0)
 
 
 def some_seconds(text: str) -> float:
     """Long enough to count something in them."""
-    return _number(text, float, 0.01)
+    return number(text, float, 0.01)
 
 
 def weights_size(text: str) -> int:
@@ -127,15 +121,3 @@ def names(known: Iterable[str], separator: str = ",") -> Callable[[str], list[st
         return given
 
     return some
-
-
-def _number(text: str, kind: Callable[[str], Number], least: float) -> Number:
-    words = "a whole number" if kind is int else "a number"
-    wrong = argparse.ArgumentTypeError(f"{text!r} is not {words} of {least} or more")
-    try:
-        number = kind(text)
-    except ValueError:
-        raise wrong from None
-    if not least <= number < math.inf:
-        raise wrong
-    return number

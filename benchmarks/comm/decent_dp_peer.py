@@ -27,6 +27,7 @@ from benchmarks.comm.models import Workload
 from benchmarks.comm.output import Output, duration
 from benchmarks.comm.steps import AlgorithmSteps, LocalSteps, make_optimizer
 from horovod_dpsgd import learners
+from horovod_dpsgd.command_line import count
 from horovod_dpsgd.learners import Learners
 
 PEER = "decent-dp"
@@ -60,7 +61,6 @@ Steps = LocalSteps | AlgorithmSteps | DecentSteps
 
 def main() -> None:
     parser = arguments.parser(__doc__)
-    count = arguments.count
     parser.add_argument("--model", type=arguments.model, default="resnet18", help="default: %(default)s")
     parser.add_argument("--batch-size", type=count, default=8, help="of each learner (default: %(default)s)")
     parser.add_argument("--image-size", type=count, default=64, help="pixels a side (default: %(default)s)")

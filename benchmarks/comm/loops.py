@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from benchmarks.comm import arguments, measure
 from benchmarks.comm.output import Output, duration
 from horovod_dpsgd import learners
+from horovod_dpsgd.command_line import count
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.training import Batch, Recipe, Task
@@ -40,10 +41,8 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 
 def add_options(parser: argparse.ArgumentParser, batch_size: int, steps: int, of: str = "samples") -> None:
     """--batch-size and --steps, with these defaults."""
-    parser.add_argument("--batch-size", type=arguments.count, default=batch_size, help=f"{of} (default: %(default)s)")
-    parser.add_argument(
-        "--steps", type=arguments.count, default=steps, help="of a turn that are timed (default: %(default)s)"
-    )
+    parser.add_argument("--batch-size", type=count, default=batch_size, help=f"{of} (default: %(default)s)")
+    parser.add_argument("--steps", type=count, default=steps, help="of a turn that are timed (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
 
 
@@ -150,7 +149,7 @@ def compare(description: str | None, bench: str, subject: Subject[AnyTask]) -> N
     parser.add_argument("--recipe", metavar="NAME_OR_FILE", default=subject.recipe, help="default: %(default)s")
     add_options(parser, batch_size=16, steps=20, of=subject.of)
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="real data (default: made-up ones)")
-    parser.add_argument("--accumulate", type=arguments.count, default=1, help="parts of a batch (default: %(default)s)")
+    parser.add_argument("--accumulate", type=count, default=1, help="parts of a batch (default: %(default)s)")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="the model, by torch.compile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other recipe key")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -95,9 +94,11 @@ def _maker(name: str) -> Callable[[], nn.Module]:
     if name.startswith("weights-only:"):
         inner = _maker(name.removeprefix("weights-only:"))
         return lambda: WeightsOnly(inner())
-    if name not in torchvision.models.list_models(torchvision.models):
+    from torchvision import models  # not by every command that has these options: it takes two seconds
+
+    if name not in models.list_models(models):
         raise ValueError(f"unknown model {name!r}: {LANGUAGE_MODEL}, or one of torchvision's")
-    return partial(torchvision.models.get_model, name, weights=None)
+    return partial(models.get_model, name, weights=None)
 
 
 def parameter_bytes(name: str) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.comm import arguments
 from benchmarks.comm.output import Output
 from horovod_dpsgd import learners
-from horovod_dpsgd.command_line import bytes_of
+from horovod_dpsgd.command_line import bytes_of, count
 from horovod_dpsgd.gossip import Window
 from horovod_dpsgd.learners import Learners
 
@@ -164,7 +164,7 @@ def _options(description: str | None, iterations: tuple[int, int]) -> argparse.A
     parser.add_argument(
         "-i",
         "--iterations",
-        type=arguments.count,
+        type=count,
         help=f"default: {iterations[0]}, above {LARGE} bytes {iterations[1]}",
     )
     parser.add_argument(

@@ -10,7 +10,7 @@
 Measure on a machine with nothing else to do. JSON lines go to runs/comm, tables and plots to runs/comm/results, and
 copies of the lines to the folder raw beside the tables. Where runs/comm is empty but --results DIR holds such copies, a
 run begins with them, and measures only what is missing. A measurement that fails or cannot be made here is a line below
-its table, with the reason.
+its table, with the reason, unless there is one from before: that stays.
 
 --hosts measures what is else measured between emulated hosts; both must have this repository and its environment at the
 same place, and be reached by mpirun. What MPI needs to be told there goes into its environment variables (for Open MPI
@@ -36,6 +36,7 @@ from benchmarks.comm.jobs import Job, all_jobs, is_mpich, jobs_between, load
 from benchmarks.experiments.launch import REPOSITORY
 from benchmarks.two_hosts.netns import why_not
 from horovod_dpsgd.command_line import OneLineParser
+from horovod_dpsgd.files import write_whole
 
 PEERS = ("decent-dp", "loguru")  # what pip is asked for by --install-peers
 
@@ -75,26 +76,29 @@ def _copy_lines(source: Path, target: Path) -> None:
 
 
 def _run(job: Job, folder: Path, quick: bool, again: bool) -> bool:
-    """Measure, unless it has been done; whether it is not a failure."""
-    if load(job, folder).rows and not again:
+    """Measure, unless it has been done; whether it is not a failure. Only a whole measurement is kept, and replaces one
+    that was there."""
+    done_before = bool(load(job, folder).rows)
+    if done_before and not again:
         print(f"{job.name}: done before", flush=True)
         return True
     file, partial = folder / f"{job.name}.jsonl", folder / f"{job.name}.partial"
     partial.unlink(missing_ok=True)
-    lines = [{"kind": "job", "name": job.name, "typed": job.shown(quick)}]
-    status = 0
+    status, measured = 0, ""
     if (reason := _impossible(job)) is None:
         print(f"\n{job.name}: {job.shown(quick)}", flush=True)
         status = subprocess.run(
             [*job.command(quick), "--output", str(partial)], env=_environment(job, folder), check=False
         ).returncode
         reason = f"failed with status {status}" if status else None
+        measured = partial.read_text() if partial.exists() else ""
+        partial.unlink(missing_ok=True)
     if reason:
-        lines.append({"kind": "skipped", "what": job.name, "reason": reason})
+        measured = json.dumps({"kind": "skipped", "what": job.name, "reason": reason}) + "\n"
         print(f"{job.name}: not measured: {reason}", flush=True)
-    measured = partial.read_text() if partial.exists() else ""
-    partial.unlink(missing_ok=True)
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + measured)
+    if not (reason and done_before):
+        about = {"kind": "job", "name": job.name, "typed": job.shown(quick)}
+        write_whole(file, f"{json.dumps(about)}\n{measured}")
     return not status
 
 

@@ -26,6 +26,7 @@ from benchmarks.comm.models import Workload
 from benchmarks.comm.output import Output, duration
 from benchmarks.comm.steps import AlgorithmSteps
 from horovod_dpsgd import learners
+from horovod_dpsgd.command_line import count
 
 COMPARED = ("dpsgd", "adpsgd", "ssgd")  # Horovod's last: its thread stays
 HEADER = ("algorithm", "others' step", "one slowed down", "ratio", "steps/s of all", "one slowed down")
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--compute", type=arguments.seconds, default=0.2, help="seconds a step at full speed (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=arguments.count, default=8, help="of a turn (default: %(default)s)")
+    parser.add_argument("--steps", type=count, default=8, help="of a turn (default: %(default)s)")
     parser.add_argument("--factor", type=arguments.seconds, default=4.0, help="default: %(default)s")
     parser.add_argument(
         "--algos", type=arguments.names(COMPARED), default=",".join(COMPARED), help="default: %(default)s"

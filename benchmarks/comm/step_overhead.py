@@ -34,6 +34,7 @@ from benchmarks.comm.models import Workload
 from benchmarks.comm.output import Output, duration
 from benchmarks.comm.steps import AlgorithmSteps, LocalSteps
 from horovod_dpsgd import learners
+from horovod_dpsgd.command_line import count
 from horovod_dpsgd.learners import Learners
 
 COMPARED = ("dpsgd", "adpsgd", "ssgd")  # Horovod's last
@@ -156,7 +157,6 @@ def _memory_missing(model: str, us: Learners) -> str | None:
 
 def _arguments() -> argparse.Namespace:
     parser = arguments.parser(__doc__, turns=None)
-    count = arguments.count
     parser.add_argument(
         "--model",
         type=arguments.model,

@@ -64,8 +64,9 @@ class ImageTask(Task):
     """Classification of the images of `DATA_SETS[recipe.task]`.
 
     Batches are uint8 images [B, C, H, W], as few bytes as possible on their way to the device, and labels [B]; pixels
-    are normalised just before the network. Augmentations are drawn from the seed and the numbers of the batch's
-    samples, so they are the same for any number of workers and learners, and in a run that is resumed.
+    are normalised just before the network. Augmentations are drawn from the seed and the numbers of the samples that
+    are together in a learner's batch: they are the same for any number of workers, and in a run that is resumed, but
+    others for another number of learners. (A learner's batch of one image is augmented alike in every epoch.)
 
     Where there are many classes, the top-5 error is reported too.
     """

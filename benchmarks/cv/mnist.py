@@ -23,9 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import numpy as np
 import torch
 
+from benchmarks.cache import cache_folder
 from horovod_dpsgd.command_line import OneLineParser, give_up
 from horovod_dpsgd.errors import DataError
 
@@ -67,11 +70,6 @@ class Split(NamedTuple):
     labels: torch.Tensor
 
 
-def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/horovod_dpsgd/mnist`, or the same below `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "horovod_dpsgd" / "mnist"
-
-
 def find_mnist(data_dir: Path | None, cache_dir: Path | None = None, allow_download: bool = True) -> MnistSource:
     """Find or fetch the files, in the order of the module's docstring.
 
@@ -81,7 +79,7 @@ def find_mnist(data_dir: Path | None, cache_dir: Path | None = None, allow_downl
     """
     if data_dir is not None:
         return MnistSource(_search_data_dir(Path(data_dir)), f"--data-dir {data_dir}", reduced=False)
-    cache = cache_dir or default_cache()
+    cache = cache_dir or cache_folder("mnist")
     failures: list[str] = []
     for folder, checksums, sources, reduced in (
         (cache, MNIST_SHA256, FULL_SOURCES, False),

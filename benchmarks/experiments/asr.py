@@ -99,9 +99,9 @@ _numbers = partial(ladder.paper_lines, measure=LOSS)
 _experiment = partial(ladder.experiment, "asr", numbers=_numbers)
 EXPERIMENTS = {
     "figure-1b": _experiment(
-        "speech: SSGD, SSGD*, DPSGD where SSGD collapses", "1 h", figure_1b, _noise, "figure-1b", PAPER_FIGURE_1B
+        "speech: SSGD, SSGD*, DPSGD where SSGD collapses", "2 h", figure_1b, _noise, "figure-1b", PAPER_FIGURE_1B
     ),
     "table-2": _experiment("speech: batch size, linear scaling", "1 h", table_2, _table, "table-2", PAPER_TABLE_2),
     "figure-10": _experiment("speech: loss by step, Table 2's runs", "1 h", table_2, _curves, "figure-10"),
-    "table-4": _experiment("speech: learning rate, largest batch", "1.5 h", table_4, _table, "table-4", PAPER_TABLE_4),
+    "table-4": _experiment("speech: learning rate, largest batch", "2.5 h", table_4, _table, "table-4", PAPER_TABLE_4),
 }

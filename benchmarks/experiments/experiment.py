@@ -25,11 +25,11 @@ def by_method(_scale: Scale, run: Run) -> Line:
 class Experiment:
     """A table or figure of the paper.
 
-    cost: of the CPU scale, on two cores. jobs: all runs, for a scale and seeds; a run that several experiments name
-    alike is one run. report: writes figures to a folder, gives the tables as Markdown. runs: the folder below --runs
-    for run folders, and below results/; experiments with runs in common share it. results: the folder below results/,
-    if it is another. demo: the jobs of a first look. about: what the tables call a run, for the CSV. paper: what the
-    paper reports, as lines of it.
+    cost: of five seeds of the CPU scale, on two cores. jobs: all runs, for a scale and seeds; a run that several
+    experiments name alike is one run. report: writes figures to a folder, gives the tables as Markdown. runs: the
+    folder below --runs for run folders, and below results/; experiments with runs in common share it. results: the
+    folder below results/, if it is another. demo: the jobs of a first look. about: what the tables call a run, for the
+    CSV. paper: what the paper reports, as lines of it.
     """
 
     what: str

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.experiments import dead_units
+from benchmarks.experiments import dead_units, periods
 from benchmarks.experiments.experiment import Experiment, Line, Scale
 from benchmarks.experiments.launch import Job, Loaded
 from horovod_dpsgd.report import figures, table
@@ -17,8 +17,14 @@ from horovod_dpsgd.report.runs import Run, by_settings
 LEARNERS = 5
 NOISE_GRID = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 BEST_NOISE = 0.05  # of the grid, over five seeds
-EARLY = 700  # steps: until then alpha_e is reduced (Section 2.2)
-NOISE_DIGITS = 5
+PERIODS = (60, 200, 500, 700)  # steps: noise falls fast at first; until 700 alpha_e is reduced (Section 2.2)
+DYNAMICS = {
+    **{figures.NOISE[name][0]: periods.metric(name) for name in ("noise", "noise_ssgd", "noise_2")},
+    "Delta(2) / Delta_S": periods.ratio("noise_2", "noise_ssgd"),
+    "Delta_DP / (Delta_S + Delta(2))": periods.ratio("noise", "noise_ssgd", "noise_2"),
+    "alpha_e / alpha": periods.of_peak_rate("effective_lr"),
+    "weight variance": periods.metric("weight_variance"),
+}
 PAPER = {"dpsgd": "2.1", "ssgd": "fails", "ssgd-star": "5.7, tuned"}  # test error in per cent, Section 2.2
 
 
@@ -74,20 +80,14 @@ def _median_error(group: Sequence[Run]) -> float:
 
 
 def report_of_noise(_scale: Scale, loaded: Loaded, folder: Path) -> str:
-    """Figure 4, and its numbers early, while alpha_e is reduced (Section 2.2), and late."""
+    """Figure 4, and its numbers, with those of Figure 2b, by periods of training."""
     runs = loaded.runs
     figures.save(figures.noise_strength(runs), folder / "figure-4")
-    rows = []
-    for metric in ("noise", "noise_ssgd", "noise_2"):
-        curves = [run.curve(metric) for run in runs]
-        early = [np.nanmedian(values[steps <= EARLY]) for steps, values in curves]
-        late = [np.nanmedian(values[steps > EARLY]) for steps, values in curves]
-        rows.append([figures.NOISE[metric][0], *(table.median_and_range(each, NOISE_DIGITS) for each in (early, late))])
-    header = ["noise strength", f"steps up to {EARLY}", "later"]
     return "\n\n".join(
         [
-            f"DPSGD, {len(runs)} runs; the median over steps of each, and of those the median and range.",
-            table.markdown(header, rows),
+            f"DPSGD, {len(runs)} runs; of each the median over the steps of a period at which it was measured, and of "
+            "those the median and range.",
+            table.markdown(["quantity", *periods.headings(PERIODS)], periods.rows(runs, PERIODS, DYNAMICS)),
             "![noise strengths along training](figure-4.png)",
             "The paper's: Delta(2), the noise by which DPSGD exceeds SSGD, is what reduces alpha_e up to step 700.",
         ]
@@ -101,7 +101,7 @@ def _paper_line(algo: str, error: str) -> Line:
 
 FIGURE_2 = Experiment(
     "MNIST: loss, effective rate, weight variance (Section 2.2)",
-    "20 min",
+    "40 min",
     jobs,
     report,
     "figure-2",

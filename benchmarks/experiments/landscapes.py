@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.experiments import cv, figure_2
+from benchmarks.experiments import cv, figure_2, periods
 from benchmarks.experiments.cells import DPSGD, SSGD
 from benchmarks.experiments.experiment import Experiment, Scale
 from benchmarks.experiments.launch import Job, Loaded
@@ -37,14 +37,15 @@ RESULTS = "landscape"
 class Scene:
     """A network, whose runs of one seed are set beside each other.
 
-    runs: their folder; ended: the runs whose ends are looked at; along: those that are followed. options: of
-    `landscape.py`, beside each kind's own.
+    runs: their folder; ended: the runs whose ends are looked at; along: those that are followed. periods: steps with
+    which periods of their training end. options: of `landscape.py`, beside each kind's own.
     """
 
     name: str
     runs: str
     ended: Callable[[Scale, int], tuple[Job, ...]]
     along: Callable[[Scale, int], tuple[Job, ...]]
+    periods: Mapping[Scale, Sequence[int]]
     needs_data: bool
     options: Mapping[str, tuple[str, ...]]
 
@@ -99,10 +100,19 @@ MNIST = Scene(
     "figure-2",
     _mnist("ssgd", figure_2.ssgd_star(figure_2.BEST_NOISE), "dpsgd"),
     _mnist("ssgd", "dpsgd-hessian"),
+    {"cpu": figure_2.PERIODS, "paper": figure_2.PERIODS},
     needs_data=False,
     options=MNIST_OPTIONS,
 )
-CIFAR10 = Scene("CIFAR-10", "landscape-cifar10", _cifar10, _cifar10, needs_data=True, options=CIFAR10_OPTIONS)
+CIFAR10 = Scene(
+    "CIFAR-10",
+    "landscape-cifar10",
+    _cifar10,
+    _cifar10,
+    {"cpu": (27, 144), "paper": (60, 960)},  # the end of the warm-up, and the first cut of the rate
+    needs_data=True,
+    options=CIFAR10_OPTIONS,
+)
 
 
 def _jobs(scene: Scene, pictures: Sequence[str], along: bool) -> Callable[[Scale, Sequence[int]], list[Job]]:
@@ -217,7 +227,7 @@ def _hessian(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
     )
 
 
-def _progression(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
+def _progression(name: str, scale: Scale, loaded: Loaded, folder: Path, *, ends: Mapping[Scale, Sequence[int]]) -> str:
     seen = Seen(loaded, "smoothing")
     figures.save(figures.progression(seen.runs, seen.runs[0].result["lr"]), folder / name)
     points = {run.folder.name: seen.of(run, "smoothing") for run in seen.runs}
@@ -225,7 +235,8 @@ def _progression(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
     return "\n\n".join(
         [
             "Effective learning rate, and DPSGD's noise with both sides of eq. 5, at the steps where the run measured "
-            "them:",
+            "them. Of each run the median over the steps of a period, and of those the median and range.",
+            _dynamics_table(seen, ends[scale]),
             f"![effective rate and noise along training]({name}.png)",
             "Theorem 1 at checkpoints: sigma, the standard deviation of one weight between learners; the smoothness of "
             "the loss L and of the smoothed loss that DPSGD descends, at w_a in the worst direction found; and the "
@@ -236,6 +247,22 @@ def _progression(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
             PAPER_PROGRESSION,
         ]
     )
+
+
+RATE = {"alpha_e / peak alpha": periods.of_peak_rate("effective_lr")}
+NOISE = {
+    "Delta(2) / Delta_S": periods.ratio("noise_2", "noise_ssgd"),
+    "Delta_DP / (Delta_S + Delta(2))": periods.ratio("noise", "noise_ssgd", "noise_2"),
+    "right side of eq. 5 / Delta(2)": periods.ratio("noise_2_hessian", "noise_2"),
+}
+
+
+def _dynamics_table(seen: Seen, ends: Sequence[int]) -> str:
+    rows = []
+    for label, group in seen.groups():
+        quantities = RATE | (NOISE if group[0].result["algo"] == "dpsgd" else {})
+        rows += [[label, *row] for row in periods.rows(group, ends, quantities)]
+    return table.markdown(["algorithm", "quantity", *periods.headings(ends)], rows)
 
 
 def _smoothing_table(seen: Seen) -> str:
@@ -267,10 +294,11 @@ Report = Callable[[str, Scale, Loaded, Path], str]  # of the name that its files
 
 
 def _experiments(scene: Scene, suffix: str, costs: Sequence[str]) -> dict[str, Experiment]:
+    progression = partial(_progression, ends=scene.periods)
     kinds: dict[str, tuple[str, tuple[str, ...], bool, Report]] = {
         "landscape": ("contours of the loss around solutions", ("contour",), False, _landscape),
         "hessian": ("eigenvalues, trace, density, map", ("eigenvalues", "density", "curvature"), False, _hessian),
-        "progression": ("eq. 5, effective rate, smoothing by step", ("smoothing",), True, _progression),
+        "progression": ("eq. 5, effective rate, smoothing by step", ("smoothing",), True, progression),
     }
     found = {}
     for (kind, (words, pictures, along, report)), cost in zip(kinds.items(), costs, strict=True):
@@ -288,6 +316,6 @@ def _experiments(scene: Scene, suffix: str, costs: Sequence[str]) -> dict[str, E
 
 
 EXPERIMENTS = {
-    **_experiments(MNIST, "", ("10 min", "30 min", "25 min")),
-    **_experiments(CIFAR10, "-cifar10", ("30 min", "3 h", "1 h")),
+    **_experiments(MNIST, "", ("20 min", "30 min", "30 min")),
+    **_experiments(CIFAR10, "-cifar10", ("1 h", "3 h", "1 h")),
 }

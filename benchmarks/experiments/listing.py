@@ -18,7 +18,7 @@ def in_order(experiments: Mapping[str, Experiment | Elsewhere]) -> dict[str, Exp
 
 def text(experiments: Mapping[str, Experiment | Elsewhere], results: Path) -> str:
     """A line each: what it is, what it costs at either scale, and where its result is, if there is one."""
-    lines = [("name", "time here", "runs", "result", "what")]
+    lines = [("name", "5 seeds", "runs", "result", "what")]
     for name, experiment in experiments.items():
         found = ", ".join(_results(name, experiment, results)) or "-"
         lines.append((name, experiment.cost, _runs(experiment), found, experiment.what))
@@ -28,7 +28,8 @@ def text(experiments: Mapping[str, Experiment | Elsewhere], results: Path) -> st
 
 
 EXPLAINED = (
-    "time here: of all five seeds on two cores, about. runs: of one seed, here / with --scale paper, some shared.\n"
+    "5 seeds: on two cores, about how long training takes, by the runs kept in results/ (a guess where none are);\n"
+    "starting the learners, mostly 16, comes on top. runs: of one seed, here / with --scale paper, some shared.\n"
     "result: the folder below results/ that holds NAME.md."
 )
 

@@ -114,13 +114,15 @@ _numbers = partial(ladder.paper_lines, measure=LOSS, columns="warm-up", network=
 _experiment = partial(ladder.experiment, "nlp", numbers=_numbers)
 EXPERIMENTS = {
     "figure-1c": _experiment(
-        "language: SSGD, SSGD*, DPSGD where SSGD collapses", "1 h", figure_1c, _noise, "figure-1c", PAPER_FIGURE_1C
+        "language: SSGD, SSGD*, DPSGD where SSGD collapses", "40 min", figure_1c, _noise, "figure-1c", PAPER_FIGURE_1C
     ),
-    "figure-3": _experiment("language: loss at short warm-ups", "1 h", figure_3, _curves, "figure-3", PAPER_FIGURE_3),
+    "figure-3": _experiment(
+        "language: loss at short warm-ups", "20 min", figure_3, _curves, "figure-3", PAPER_FIGURE_3
+    ),
     "table-5": _experiment("language: length of warm-up", "1 h", table_5, _table, "table-5", PAPER_TABLE_5),
     "layer-norm-init": _experiment(
         "language: warm-up, LayerNorm gains drawn or 1",
-        "2 h",
+        "1.5 h",
         layer_norm_init,
         _table,
         "layer-norm-init",
@@ -128,7 +130,7 @@ EXPERIMENTS = {
     ),
     "mixed-moments": _experiment(
         "language: DPSGD, Adam's moments local or mixed",
-        "1 h",
+        "20 min",
         mixed_moments,
         _table,
         "mixed-moments",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_dpsgd.errors import DataError
-from horovod_dpsgd.training.files import sha256
+from horovod_dpsgd.files import sha256
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from benchmarks.cache import alone_in, cache_folder
 from benchmarks.nlp.texts import Text
 from benchmarks.nlp.tokenizing import Encoder, Tokenizing
 from horovod_dpsgd.errors import DataError
-from horovod_dpsgd.training.files import sha256, sync, write_whole
+from horovod_dpsgd.files import sha256, sync, write_whole
 
 FORMAT = 1  # of the cached files: raise it when what is made of the same text changes
 TOKENS, MANIFEST, PARTIAL, PROGRESS = "tokens.bin", "manifest.json", "tokens.partial", "progress.json"

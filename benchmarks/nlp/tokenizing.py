@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.cache import alone_in, cache_folder
 from benchmarks.nlp.texts import Text
 from horovod_dpsgd.errors import DataError
-from horovod_dpsgd.training.files import write_whole
+from horovod_dpsgd.files import write_whole
 
 if TYPE_CHECKING:
     import tokenizers

@@ -4,7 +4,8 @@
     python -m benchmarks.reliability --only faults
     python -m benchmarks.reliability --only soak --minutes 5
 
-Tables go to results/reliability, or to --results. What was measured before stays, so the parts can be run apart.
+Tables go to results/reliability, or to --results. What was measured before stays, so the parts can be run apart. Status
+1 if soaking failed, as by a stall or by memory that grew.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def main() -> None:
     if given.only != "soak":
         _write(given.results / "faults.md", _faults())
     if given.only != "faults":
-        _write(given.results / "soak.md", _soak(given.learners, given.minutes))
+        text, failed = _soak(given.learners, given.minutes)
+        _write(given.results / "soak.md", text)
+        if failed:
+            sys.exit(f"soaking failed: {', '.join(failed)} (1: a stall, or memory that grew)")
 
 
 def _faults() -> str:
@@ -79,8 +83,9 @@ def _faults() -> str:
     return f"# Faults injected into a training job\n\n{words}\n\n{table.markdown(HEADER, rows)}"
 
 
-def _soak(learners: int, minutes: float) -> str:
-    rows = []
+def _soak(learners: int, minutes: float) -> tuple[str, list[str]]:
+    """The table, and which of the runs in it failed, with what status."""
+    rows, failed = [], []
     for algo, topology in SOAKED:
         with tempfile.TemporaryDirectory() as scratch:
             output = Path(scratch) / "soak.json"
@@ -90,12 +95,14 @@ def _soak(learners: int, minutes: float) -> str:
             if not output.exists():
                 sys.exit(f"soaking {algo} failed with status {status}")
             rows.append(_soak_row(json.loads(output.read_text())))
+            if status:
+                failed.append(f"{algo} with status {status}")
     words = (
         "More learners than cores, a random delay in every step (exponential, mean 0.1 s; one step in a hundred ten "
         "times as long). `resident`: memory of its own at the end; `growth`: of the learner that grew most, after the "
         "first fifth of the time; `/dev/shm`: at the first and the last step; `stalls`: waits of more than 10 s."
     )
-    return f"# Soaking\n\n{words}\n\n{table.markdown(SOAK_HEADER, rows)}"
+    return f"# Soaking\n\n{words}\n\n{table.markdown(SOAK_HEADER, rows)}", failed
 
 
 def _soak_row(numbers: dict) -> list[str]:

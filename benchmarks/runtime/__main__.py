@@ -28,7 +28,7 @@ from benchmarks.runtime.costs import Cost
 from benchmarks.runtime.fit import Fitted, Lines
 from benchmarks.runtime.predict import Question
 from benchmarks.runtime.steps import with_link
-from horovod_dpsgd.command_line import RaisingParser, give_up, split_arguments
+from horovod_dpsgd.command_line import RaisingParser, count, give_up, split_arguments
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.topology import TOPOLOGIES
 
@@ -225,8 +225,8 @@ def _parser() -> RaisingParser:
     p.add_argument("--model-bytes", type=arguments.weights_size, default="98MB", help="(%(default)s, ResNet-50)")
     p.add_argument("--compute", type=_positive, required=True, metavar="SECONDS", help="of a step of one learner alone")
     p.add_argument("--learners", type=numbers_of_learners, default="2..4096", help="default: %(default)s")
-    p.add_argument("--per-node", type=arguments.count, default=1, help="learners of a node (default: %(default)s)")
-    p.add_argument("--cores", type=arguments.count, help="or GPUs of a node (default: those of the measurements)")
+    p.add_argument("--per-node", type=count, default=1, help="learners of a node (default: %(default)s)")
+    p.add_argument("--cores", type=count, help="or GPUs of a node (default: those of the measurements)")
     p.add_argument("--link", metavar="NAME_OR_RATE", help="1gbit: as measured, if it was; or a rate")
     p.add_argument("--latency", type=arguments.seconds, default=2e-5, metavar="SECONDS", help="of a rate (%(default)s)")
     p.add_argument("--jitter", type=arguments.seconds, default=0.0, metavar="SIGMA", help="as of training")
@@ -236,7 +236,7 @@ def _parser() -> RaisingParser:
     p = _command(commands, "mixing", _mixing, "spectral gap and consensus of each topology")
     _measurements(p, required=False)
     p.add_argument("--learners", type=numbers_of_learners, default="2..4096", help="default: %(default)s")
-    p.add_argument("--per-node", type=arguments.count, default=8, help="of hierarchical (default: %(default)s)")
+    p.add_argument("--per-node", type=count, default=8, help="of hierarchical (default: %(default)s)")
     _command(commands, "delays", _delays, "waiting under jitter, and how one delay spreads")
     p = _command(commands, "measure", _measure, "training runs against the clock, those not done yet")
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="names, or patterns such as 'one-host-*'")

@@ -22,6 +22,7 @@ from benchmarks.comm.output import Output
 from benchmarks.cv.mnist_task import MnistTask
 from benchmarks.runtime import mixing
 from horovod_dpsgd import algorithms, learners, topology
+from horovod_dpsgd.command_line import count
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners, seed_everything
 from horovod_dpsgd.topology import Complete, Hierarchical
@@ -38,8 +39,8 @@ HEADER = ("topology", "consensus distance", "x complete", "predicted", "off by")
 
 def main() -> None:
     p = arguments.parser(__doc__, turns=None)
-    p.add_argument("--steps", type=arguments.count, default=120, help="default: %(default)s")
-    p.add_argument("--batch-size", type=arguments.count, default=64, help="of each learner (default: %(default)s)")
+    p.add_argument("--steps", type=count, default=120, help="default: %(default)s")
+    p.add_argument("--batch-size", type=count, default=64, help="of each learner (default: %(default)s)")
     p.add_argument("--lr", type=float, default=0.02, help="default: %(default)s")
     p.add_argument("--data-dir", type=Path, metavar="DIR")
     p.add_argument("--synthetic", action="store_true", help="random digits")

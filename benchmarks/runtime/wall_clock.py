@@ -94,7 +94,7 @@ class Job:
 def jobs(more: Sequence[str] = (), learners: Sequence[int] = (2, 4, 8, 16)) -> list[Job]:
     """All runs; more: further arguments of the training command."""
     here = [(algorithm, n, None, "") for n in learners for algorithm in ALGORITHMS]
-    late = [(algorithm, 4, None, name) for name in DISTURBED for algorithm in ALGORITHMS if algorithm != "ssgd-lamb"]
+    late = [(algorithm, 4, None, name) for name in DISTURBED for algorithm in ALGORITHMS]
     away = [(algorithm, n, link, "") for link in RATES for n in (2, 4) for algorithm in ALGORITHMS]
     return [Job(algorithm, n, link, name, tuple(more)) for algorithm, n, link, name in [*here, *late, *away]]
 

@@ -26,9 +26,8 @@ import torch
 import yaml
 
 from benchmarks import tasks
-from benchmarks.comm.arguments import count
 from benchmarks.stacked.training import FREE, Outcome, Training, check
-from horovod_dpsgd.command_line import OneLineParser, give_up
+from horovod_dpsgd.command_line import OneLineParser, count, give_up
 from horovod_dpsgd.errors import RecipeError, UserError
 from horovod_dpsgd.training import recipe as recipes
 from horovod_dpsgd.training.recipe import Recipe

@@ -12,17 +12,19 @@ from horovod_dpsgd.algorithms.base import Algorithm, Settings
 class Entry:
     """What is to be known of an algorithm before its file is imported, which may import Horovod.
 
-    kind: FILE:CLASS. asynchronous: as of the class. takes: the keys of a recipe that only some algorithms have.
+    kind: FILE:CLASS. asynchronous: as of the class. takes: the keys of a recipe that only some algorithms have. needs:
+    a package beyond what all of them need.
     """
 
     kind: str
     asynchronous: bool = False
     takes: frozenset[str] = frozenset()
+    needs: str | None = None
 
 
 ALGORITHMS = {
-    "ssgd": Entry("ssgd:SSGD"),
-    "ssgd-star": Entry("ssgd_star:SSGDStar", takes=frozenset({"noise_std"})),
+    "ssgd": Entry("ssgd:SSGD", needs="horovod"),
+    "ssgd-star": Entry("ssgd_star:SSGDStar", takes=frozenset({"noise_std"}), needs="horovod"),
     "dpsgd": Entry("dpsgd:DPSGD", takes=frozenset({"topology", "compression", "mix_moments"})),
     "adpsgd": Entry("adpsgd:ADPSGD", asynchronous=True, takes=frozenset({"topology"})),
 }

@@ -28,8 +28,9 @@ class DPSGD(Decentralized):
     weight decay (and the norms of LAMB) therefore see w_s,j(t). Optimizer state (unless `settings.mix_moments`) and
     BatchNorm statistics stay local; clipping is of the local gradient.
 
-    Between steps the weights are being read by others: change them by `load_state_dict` alone. A tensor that shares
-    memory with a parameter (`p.data`, `model.state_dict()`) is overwritten two steps later: copy what is to be kept.
+    Between steps the weights are being read by others: change them by this object's `load_state_dict` alone. A tensor
+    that shares memory with a parameter (`p.data`, `model.state_dict()`) is overwritten in the next steps: copy what is
+    to be kept.
     """
 
     name = "dpsgd"

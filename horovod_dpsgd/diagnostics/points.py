@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from horovod_dpsgd.errors import UserError
-from horovod_dpsgd.learners import Learners
+from horovod_dpsgd.files import json_numbers, write_whole
+from horovod_dpsgd.learners import Learners, attempt
 
 Point = dict[str, Any]  # what names a point, and what was measured there: numbers, strings and lists of numbers
 
@@ -50,9 +51,7 @@ def measure_all(
     setup: all else that a value depends on; it is the file's first line. Raises UserError, on all learners, if what is
     there was measured with another. Numbers that are not finite are null in the file, and NaN in what is returned.
     """
-    done = learners.broadcast(_attempt(path, setup) if learners.rank == 0 else None)
-    if isinstance(done, UserError):
-        raise done
+    done = _from_first(learners, lambda: _what_is_there(path, setup))
     missing = [point for point in points if _key(point) not in done]
     if learners.rank == 0 and done:
         say(f"{len(points) - len(missing)} of {len(points)} points are there already")
@@ -60,30 +59,41 @@ def measure_all(
     if own:
         with _part(path, learners.rank).open("a") as file:
             for number, point in enumerate(own, 1):
-                line = {"point": point, "measured": _json(measure(point))}
+                line = {"point": point, "measured": json_numbers(measure(point))}
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 if learners.rank == 0:
                     say(f"{number} of {len(own)} points of learner 0's share")
     patient = replace(learners, stall_timeout=0.0)  # shares may differ by more than a stall would take
     patient.barrier("the last of the points")
-    if learners.rank == 0:
-        done = _read(path, setup)
-        _write(path, setup, points, done)
-    done = learners.broadcast(done)
+    done = _from_first(learners, lambda: _put_together(path, setup, points))
     return [point | _numbers(done[_key(point)]) for point in points]
 
 
-def _attempt(path: Path, setup: Point) -> dict[str, Point] | UserError:
-    """What is there, put into one file: from here on, what learners append to is new."""
+def _from_first(learners: Learners, work: Callable[[], dict[str, Point]]) -> dict[str, Point]:
+    """What `work` gives on rank 0, or the UserError that it raises there, on all learners. Collective."""
+    done = learners.broadcast(attempt(work) if learners.rank == 0 else None)
+    if isinstance(done, UserError):
+        raise done
+    return cast("dict[str, Point]", done)
+
+
+def _what_is_there(path: Path, setup: Point) -> dict[str, Point]:
+    """What was measured before, put into one file: from here on, what learners append to is new."""
     try:
-        done = _read(path, setup)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, setup, [], done)
-    except UserError as error:
-        return error
     except OSError as error:
-        return UserError(f"cannot write to {path.parent}: {error.strerror}")
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}") from error
+    return _put_together(path, setup, [])
+
+
+def _put_together(path: Path, setup: Point, points: Sequence[Point]) -> dict[str, Point]:
+    """All that has been measured, in one file, `points` in front."""
+    done = _read(path, setup)
+    try:
+        _write(path, setup, points, done)
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}") from error
     return done
 
 
@@ -118,9 +128,7 @@ def _write(path: Path, setup: Point, points: Sequence[Point], done: dict[str, Po
     asked = {_key(point): point for point in points}
     keys = [*asked, *(key for key in done if key not in asked)]
     lines = [{"setup": setup}, *({"point": json.loads(key), "measured": done[key]} for key in keys)]
-    whole = path.with_name(f".{path.name}.partial")
-    whole.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    whole.rename(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
     for part in path.parent.glob(f"{path.name}.part-*"):
         part.unlink()
 
@@ -131,14 +139,6 @@ def _part(path: Path, rank: int) -> Path:
 
 def _key(point: Point) -> str:
     return json.dumps(point, sort_keys=True)
-
-
-def _json(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {name: _json(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [_json(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _numbers(values: Any) -> Any:

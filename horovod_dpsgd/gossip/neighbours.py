@@ -24,7 +24,7 @@ from horovod_dpsgd.parameters import FlatParameters
 from horovod_dpsgd.topology import Topology
 from horovod_dpsgd.waiting import wait_until
 
-CONSUMED = 2  # the counter behind those of the two parities of published steps
+CONSUMED, LEFT = 2, 3  # the counters behind those of the two parities of published steps
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,18 @@ class Counters:
     exchange.
 
     published: for even and for odd t, the last t at which w(t) was complete, and the slot it is in, as (t, slot).
-    consumed: how many steps' reads this learner has finished.
+    consumed: how many steps' reads this learner has finished. left: whether it has left the exchange.
     """
 
     published: tuple[tuple[int, int], tuple[int, int]]
     consumed: int
+    left: bool = False
 
     @classmethod
     def read(cls, counters: Sequence[int]) -> Counters:
         """From a window's counters."""
-        even, odd, consumed = (int(value) for value in counters[:3])
-        return cls(((even >> 1, even & 1), (odd >> 1, odd & 1)), consumed)
+        even, odd, consumed, left = (int(value) for value in counters[:COUNTERS])
+        return cls(((even >> 1, even & 1), (odd >> 1, odd & 1)), consumed, bool(left))
 
     @property
     def last_published(self) -> int:
@@ -160,6 +161,10 @@ class NeighbourExchange(SlotExchange):
         self._wait_for_messages(self._coming, self._gone, self._going)
         self.learners.barrier("the end of the exchange")
 
+    def close(self) -> None:
+        self.window.post(LEFT, 1)  # whoever still waits for a step of this learner's waits in vain
+        super().close()
+
     def bytes_sent(self, step: int, between_nodes: bool = False) -> int:
         """A model, as it is published, for each partner."""
         partners = self.topology.partners(step, self.learners.rank)
@@ -209,9 +214,15 @@ class NeighbourExchange(SlotExchange):
         return Counters.read(self.window.counters(k))
 
     def _has_published(self, k: int) -> bool:
+        left = self._counters(k).left  # read first: what it published before it left is then seen
         version, _ = self._counters(k).published[self.step % 2]
         if version > self.step:
             raise RuntimeError(f"learner {k} published step {version} over step {self.step} before it was read")
+        if left and version < self.step:
+            raise RuntimeError(
+                f"learner {k} has left after {self._counters(k).last_published} steps, but learner "
+                f"{self.learners.rank} goes on to step {self.step + 1}: all must take equally many"
+            )
         return version == self.step
 
     def _has_read(self, k: int) -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 HEADER_BYTES = 4096  # the counters have a page of their own
-COUNTERS = 3
+COUNTERS = 4
 LOCK = COUNTERS  # the int64 behind the counters
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from horovod_dpsgd.errors import UserError
+from horovod_dpsgd.files import write_json
 from horovod_dpsgd.headroom.judgement import end_loss, is_stable
 from horovod_dpsgd.headroom.ladder import Recipe, ladder
 from horovod_dpsgd.headroom.search import Boundary, find_boundary
@@ -21,7 +22,6 @@ from horovod_dpsgd.launching import environment
 from horovod_dpsgd.processes import end_with_parent
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.report.runs import Run
-from horovod_dpsgd.training.files import write_json
 from horovod_dpsgd.training.run_log import CONFIG, RESULT
 
 ALGORITHMS = ("ssgd", "dpsgd")

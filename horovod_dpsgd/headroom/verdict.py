@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from horovod_dpsgd.files import write_json
 from horovod_dpsgd.headroom.judgement import end_loss
 from horovod_dpsgd.headroom.probe import ALGORITHMS, Probe
 from horovod_dpsgd.headroom.search import Boundary
 from horovod_dpsgd.report import table
-from horovod_dpsgd.training.files import write_json
 
 HEADROOM = "headroom.json"
 WHAT = {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from horovod_dpsgd.errors import UserError
-from horovod_dpsgd.training.recipe import WATCHING, Recipe
+from horovod_dpsgd.training.recipe import WATCHING, Recipe, shaping
 from horovod_dpsgd.training.run_log import METRICS, RESULT
 
 # Keys of a recipe in which two runs may differ, and still be the same but for the seed.
@@ -69,7 +69,7 @@ class Run:
     @property
     def settings(self) -> tuple[Any, ...]:
         """Equal for runs that differ in nothing but the seed."""
-        config = {key: value for key, value in self.config.items() if key not in INDIFFERENT}
+        config = shaping(self.config, INDIFFERENT)
         config["topology"] = self.result["topology"]  # a recipe names one even where the algorithm has none
         return (self.result["algo"], self.result["learners"], self.result["data"], json.dumps(config, sort_keys=True))
 

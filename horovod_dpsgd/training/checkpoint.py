@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from horovod_dpsgd.errors import DataError
+from horovod_dpsgd.files import sha256, sync, write_whole
 from horovod_dpsgd.learners import Learners
-from horovod_dpsgd.training.files import sha256, sync, write_whole
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-\d{8,}")

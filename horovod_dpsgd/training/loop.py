@@ -308,7 +308,7 @@ class Trainer:
         recipe = self.recipe
         with _undisturbed(self.model), same_draws(self.algorithm.parameters):  # loaders draw a number when they start
             samples, hessian = recipe.diagnostics_samples, recipe.diagnostics_hessian
-            shard = self._train_shard() if samples is None else self._train_sample(step, samples)
+            shard = self._train_share(step, samples)
             if hessian:
                 shard = list(shard)  # for it is read again and again
             parts = split(batch, recipe.accumulate)
@@ -316,18 +316,16 @@ class Trainer:
         self.log.metrics(step + 1, measured)
         return time.perf_counter() - start
 
-    def _train_shard(self) -> Iterable[Batch]:
-        """This learner's share of the whole training set."""
-        us = self.learners
-        for batch in self.task.shard_batches("train", us.rank, us.size):
-            yield to_device(batch, self.recipe.device)
-
-    def _train_sample(self, step: int, samples: int) -> Iterable[Batch]:
-        """This learner's share of some random samples, as it trains on them (augmented), in batches no larger."""
+    def _train_share(self, step: int, samples: int | None) -> Iterable[Batch]:
+        """This learner's share of the training set, or of so many random samples of it, as it trains on them
+        (augmented: g is the gradient of what is minimised), in batches no larger."""
         us, recipe = self.learners, self.recipe
-        order = torch.randperm(self.task.samples, generator=generator("diagnostics", recipe.seed, step))
-        share = order[:samples][us.rank :: us.size]
-        batches = max(intervals.groups_of_a_learner(us.size), -(-len(share) * us.size // recipe.batch_size))
+        order, least = torch.arange(self.task.samples), 1
+        if samples is not None:
+            order = torch.randperm(self.task.samples, generator=generator("diagnostics", recipe.seed, step))[:samples]
+            least = intervals.groups_of_a_learner(us.size)
+        share = order[us.rank :: us.size]
+        batches = max(least, -(-len(share) // recipe.samples_at_once(us.size)))
         for batch in self.task.train_batches(iter(share.tensor_split(batches))):
             yield to_device(batch, recipe.device)
 

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -150,6 +151,9 @@ class Recipe(BaseModel):
             raise ValueError("compile needs a C++ compiler, and there is none here")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device cuda: PyTorch finds no GPU here")
+        needed = ALGORITHMS[self.algo].needs
+        if needed and find_spec(needed) is None:
+            raise ValueError(f"algo {self.algo} needs the package {needed}, which is not installed here")
         return self
 
     def check_learners(self, size: int) -> None:
@@ -279,8 +283,12 @@ def _with_rate(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_resumable(before: Recipe, now: Recipe) -> None:
-    """Raise RecipeError if a run that began by one recipe would go on by another in what shapes its result."""
-    old, new = (shaping(recipe.model_dump(), FREE) for recipe in (before, now))
+    """Raise RecipeError if a run that began by one recipe would go on by another in what shapes its result.
+
+    A cosine ends where the run does: a longer one would have had other rates from the start.
+    """
+    free = FREE - LENGTHS if before.decay == "cosine" else FREE
+    old, new = (shaping(recipe.model_dump(), free) for recipe in (before, now))
     changed = [key for key, value in old.items() if new[key] != value]
     if changed:
         words = ", ".join(f"{key} {old[key]!r}, now {new[key]!r}" for key in changed)

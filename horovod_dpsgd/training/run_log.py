@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from horovod_dpsgd import __version__
-from horovod_dpsgd.training.files import json_number, write_json, write_whole
+from horovod_dpsgd.files import json_number, write_json, write_whole
 from horovod_dpsgd.training.recipe import Recipe
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"

@@ -42,6 +42,11 @@ after = train(4, 9)
 optimizer.load_state_dict(saved)
 scheduler.load_state_dict(saved_scheduler)
 assert torch.equal(train(4, 9), after), "going on from a state_dict repeats the steps bit for bit"
+if us.size > 1:
+    with pytest.raises(ValueError, match="the state of learner 0 of"):
+        optimizer.load_state_dict(us.broadcast(saved))
+    with pytest.raises(ValueError, match=r"learner 1 of .* was given the state of step 5, learner 0 that of 4"):
+        optimizer.load_state_dict(saved | {"step": 4 + us.rank})
 
 everyone = us.gather(problems.flat(net))
 with optimizer.averaged():
@@ -65,9 +70,22 @@ scaler.scale(problems.loss(net, problems.batch(0, dpsgd.rank()))).backward()
 with pytest.raises(RuntimeError, match="GradScaler leaves out"):
     scaler.step(again)
 again.step()  # without the scaler it goes on
+net.load_state_dict(net.state_dict())
+with pytest.raises(RuntimeError, match="weights were changed"):
+    again.step()
 again.close()
+rounding = dpsgd.DecentralizedOptimizer(inner, net, topology="ring", compression="bfloat16")
+assert us.size == 1 or rounding.algorithm.exchange.window.dtype == torch.bfloat16
+with pytest.raises(ValueError, match='compression is "none" or "bfloat16"'):
+    dpsgd.DecentralizedOptimizer(inner, net, compression="fp16")
+problems.loss(net, problems.batch(0, dpsgd.rank())).backward()
+rounding.step()
+net.double().float()
+with pytest.raises(RuntimeError, match="weights were changed, or moved"):
+    rounding.step()
+rounding.close()
 forgotten = weakref.ref(again)
-del again, scaler
+del again, rounding, scaler
 gc.collect()
 assert forgotten() is None, "nothing keeps an optimizer that was closed"
 

@@ -1,6 +1,6 @@
 """Learner 1 fails in the way named on the command line, at step 5; the job must end with a reason.
 
-usage: failing_learner.py exception|stop STALL_TIMEOUT TOPOLOGY|ssgd
+usage: failing_learner.py exception|stop|leave STALL_TIMEOUT TOPOLOGY|ssgd
 """
 
 import sys
@@ -23,6 +23,8 @@ for step in range(20):
             raise ArithmeticError("this learner is meant to fail")
         if how == "stop":
             time.sleep(600)
+        if how == "leave":
+            algorithm.close()
     algorithm.begin_step()
     algorithm.optimizer.zero_grad()
     problems.loss(net, problems.batch(step, us.rank)).backward()

@@ -1,4 +1,4 @@
-"""Offsets past 2^31 bytes: two slots of 2.4 GB a learner, of which a few pages are touched."""
+"""Offsets past 2^31 bytes: two slots of 2.4 GB a learner, of which a few pages are touched, and a broadcast."""
 
 import problems
 import torch
@@ -22,5 +22,10 @@ for area in range(2):
         assert torch.equal(found, expected), (area, place, found[0], expected[0])
 us.barrier()
 window.free()
+del window
+embedding = torch.zeros(2**31 + 4096, dtype=torch.uint8)
+embedding[-1] = us.rank + 7
+us.broadcast_(embedding, root=1)
+assert embedding[-1] == 8, embedding[-1]
 if us.rank == 0:
     print("right beyond 2^32 bytes")

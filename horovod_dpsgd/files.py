@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under another name, and give it its own when it is on disk."""
+    """Write a file under another name, and give it its own when it is on disk; return when that is, too."""
     partial = path.with_name(f".{path.name}.partial")
     if isinstance(content, str):
         partial.write_text(content, encoding="utf-8")
@@ -19,11 +19,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content)
     sync(partial)
     partial.rename(path)
+    sync(path.parent)
 
 
 def write_json(path: Path, values: Any) -> None:
     """Write a file of JSON to be read by people too."""
-    write_whole(path, json.dumps(_json_numbers(values), indent=2) + "\n")
+    write_whole(path, json.dumps(json_numbers(values), indent=2) + "\n")
 
 
 def json_number(value: float | None) -> float | None:
@@ -31,11 +32,12 @@ def json_number(value: float | None) -> float | None:
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
-def _json_numbers(values: Any) -> Any:
+def json_numbers(values: Any) -> Any:
+    """The same for all numbers in mappings and lists."""
     if isinstance(values, dict):
-        return {key: _json_numbers(value) for key, value in values.items()}
+        return {key: json_numbers(value) for key, value in values.items()}
     if isinstance(values, list):
-        return [_json_numbers(value) for value in values]
+        return [json_numbers(value) for value in values]
     return json_number(values)
 
 
