@@ -64,15 +64,16 @@ def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at + 1 :]
 
 
-# Types of values: all raise argparse.ArgumentTypeError
+# Types of values
 
 
 def count(text: str) -> int:
+    """A whole number, 1 or more. Raises argparse.ArgumentTypeError for anything else."""
     return number(text, int, 1)
 
 
 def number(text: str, kind: Callable[[str], Number], least: float) -> Number:
-    """A finite one of this kind, not below `least`."""
+    """A finite one of this kind, not below `least`. Raises argparse.ArgumentTypeError for anything else."""
     words = "a whole number" if kind is int else "a number"
     wrong = argparse.ArgumentTypeError(f"{text!r} is not {words} of {least} or more")
     try:
@@ -87,6 +88,8 @@ def number(text: str, kind: Callable[[str], Number], least: float) -> Number:
 def bytes_of(text: str) -> int:
     """Bytes of "64", "16KB" or "1.5 GiB". Units are powers of 1024, as in OSU's benchmarks, the paper's model sizes and
     docker's --shm-size.
+
+    Raises argparse.ArgumentTypeError for anything else.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(?: ?([KMGT])?i?B| ?([KMGT]))?", text, re.ASCII | re.IGNORECASE)
     if match is None:

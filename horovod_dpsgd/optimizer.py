@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -30,7 +30,8 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
 
     Weights differ between learners: evaluate inside `with optimizer.averaged():`, where the model holds their mean.
     Others read them from now on: load pretrained weights into the model before, afterwards change them by this
-    object's `load_state_dict` alone (`step` raises RuntimeError otherwise), and copy what you keep (see `DPSGD`).
+    object's `load_state_dict` alone, and copy what you keep (see `DPSGD`). `step` raises RuntimeError where it can see
+    another change; writes through `p.data` it cannot.
 
     Mixed precision is `torch.autocast` with bfloat16: `torch.amp.GradScaler` would leave out steps of one learner, for
     whom its partners then wait, so `step` raises RuntimeError under it.
@@ -106,9 +107,14 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
         """What changes where weights are written to, or replaced: where they are, and PyTorch's count of writes."""
         return [(p.data_ptr(), p._version) for p in self.algorithm.parameters.parameters]
 
-    def averaged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """Inside the block the model holds the mean of all learners' weights and BatchNorm statistics. Collective."""
-        return self.algorithm.averaged()
+        known = self._weights_now() == self._weights_published
+        with self.algorithm.averaged():
+            yield
+        if known:  # whatever was written to the model inside has not stayed
+            self._weights_published = self._weights_now()
 
     def close(self) -> None:
         """Leave the exchange; the model keeps this learner's weights. Called at exit if not before. Collective."""
@@ -149,7 +155,7 @@ class DecentralizedOptimizer(torch.optim.Optimizer):
 
     def _identity(self) -> str:
         us, topology = self.algorithm.learners, self.algorithm.topology
-        return f"learner {us.rank} of {us.size}, topology {topology.name}, seed {self.algorithm.settings.seed}"
+        return f"learner {us.rank} of {us.size}, topology {topology.name}, seed {topology.seed}"
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.optimizer.zero_grad(set_to_none)

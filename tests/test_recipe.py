@@ -124,12 +124,10 @@ def test_all_wrong_keys_are_named_at_once(folder):
         ({"optimizer": "adam", "mix_moments": True, "compression": "bfloat16"}, ["mix_moments", "compression"]),
         ({"mix_moments": True}, ["mix_moments", "momentum"]),
         ({"device": "cuda"}, ["cuda"]),
-        ({"algo": "ssgd"}, ["ssgd", "horovod"]),
     ],
 )
 def test_an_impossible_combination_names_its_parts(folder, changes, culprits, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(recipes, "find_spec", lambda package: None)
     line = complaint(load, folder, BASE | changes)
     assert all(culprit in line for culprit in culprits)
 
@@ -235,6 +233,13 @@ def test_parts_that_a_learner_s_batch_cannot_be_cut_into_are_refused(folder):
     line = complaint(recipe.check_learners, 2 * 5 * 5)
     assert "accumulate 5: the 2 samples of a learner cannot be cut so" in line
     assert [recipe.samples_at_once(learners) for learners in (1, 4, 1000)] == [20, 5, 1]
+
+
+def test_horovod_is_needed_by_who_trains_with_it(folder, monkeypatch):
+    monkeypatch.setattr(recipes, "find_spec", lambda package: None)
+    load(folder, BASE | {"algo": "dpsgd"}).check_installed()
+    without = load(folder, BASE | {"algo": "ssgd"})  # to look at what such runs have left, say
+    assert "ssgd needs the package horovod" in complaint(without.check_installed)
 
 
 def test_a_slow_learner_that_is_not_there_is_refused(folder):

@@ -20,12 +20,14 @@ def metric(name: str) -> Quantity:
 
 
 def ratio(of: str, *to: str) -> Quantity:
-    """A metric over another, or over the sum of others, all measured at the same steps."""
+    """A metric over another, or over the sum of others, at the steps at which all were measured."""
 
     def quantity(run: Run) -> tuple[np.ndarray, np.ndarray]:
-        steps, values = run.curve(of)
+        curves = [dict(zip(*run.curve(name), strict=True)) for name in (of, *to)]
+        steps = sorted(set.intersection(*map(set, curves)))
+        values, *others = (np.array([curve[step] for step in steps]) for curve in curves)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return steps, values / np.sum([run.curve(name)[1] for name in to], axis=0)
+            return np.array(steps), values / np.sum(others, axis=0)
 
     return quantity
 
@@ -47,7 +49,7 @@ def headings(ends: Sequence[int]) -> list[str]:
 
 def rows(runs: Sequence[Run], ends: Sequence[int], quantities: Mapping[str, Quantity]) -> list[list[str]]:
     """A line for each quantity, with a cell for each period: of every run the median over the steps at which it was
-    measured, and of those the median and range. Runs in which it was not, as they had ended, are left out."""
+    measured, and of those the median and range. Steps at which it was not finite are left out, and runs without any."""
     edges = [0, *ends, np.inf]
     found = []
     for name, quantity in quantities.items():

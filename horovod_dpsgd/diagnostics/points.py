@@ -89,11 +89,11 @@ def _what_is_there(path: Path, setup: Point) -> dict[str, Point]:
 
 def _put_together(path: Path, setup: Point, points: Sequence[Point]) -> dict[str, Point]:
     """All that has been measured, in one file, `points` in front."""
-    done = _read(path, setup)
     try:
+        done = _read(path, setup)
         _write(path, setup, points, done)
     except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}") from error
+        raise UserError(f"cannot read and write {path}: {error.strerror}") from error
     return done
 
 

@@ -162,6 +162,7 @@ class NeighbourExchange(SlotExchange):
         self.learners.barrier("the end of the exchange")
 
     def close(self) -> None:
+        self._show()
         self.window.post(LEFT, 1)  # whoever still waits for a step of this learner's waits in vain
         super().close()
 

@@ -111,6 +111,7 @@ def main(description: str, tasks: Mapping[str, TaskFactory], recipe_folder: Path
         recipe = _recipe(given, recipe_folder, default_recipe)
         if recipe.task not in tasks:
             raise RecipeError(f"unknown task {recipe.task!r}: choose one of {', '.join(tasks)}")
+        recipe.check_installed()
     except UserError as error:  # found by every process; on each host one speaks, for hosts may differ
         give_up(error, speaks=environment_local_rank() == 0)
 

@@ -151,10 +151,13 @@ class Recipe(BaseModel):
             raise ValueError("compile needs a C++ compiler, and there is none here")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device cuda: PyTorch finds no GPU here")
+        return self
+
+    def check_installed(self) -> None:
+        """Raise RecipeError if a package that the algorithm needs is not there."""
         needed = ALGORITHMS[self.algo].needs
         if needed and find_spec(needed) is None:
-            raise ValueError(f"algo {self.algo} needs the package {needed}, which is not installed here")
-        return self
+            raise RecipeError(f"algo {self.algo} needs the package {needed}, which is not installed here")
 
     def check_learners(self, size: int) -> None:
         """Raise RecipeError if the recipe cannot be run by `size` learners."""
