@@ -145,11 +145,18 @@ class Learners:
 
     def all_or_none(self, work: Callable[[], Result], what: str) -> Result:
         """What `work` gives on this learner. Raises, on all learners, the first UserError that it raises on any."""
-        made = attempt(work)
+        made = _attempt(work)
         for problem in self.gather(made if isinstance(made, UserError) else None, what):
             if problem is not None:
                 raise problem
         return cast(Result, made)
+
+    def by_first(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives on rank 0, on every learner. Raises, on all, the UserError that it raises there."""
+        outcome = self.broadcast(_attempt(work) if self.rank == 0 else None)
+        if isinstance(outcome, UserError):
+            raise outcome
+        return cast(Result, outcome)
 
     def broadcast(self, thing: Any, root: int = 0) -> Any:
         """The root's `thing` (any small picklable object), on every learner."""
@@ -164,7 +171,7 @@ class Learners:
         tensor.detach().copy_(host)
 
 
-def attempt(work: Callable[[], Result]) -> Result | UserError:
+def _attempt(work: Callable[[], Result]) -> Result | UserError:
     """What `work` gives, or the UserError that it raises."""
     try:
         return work()

@@ -20,8 +20,7 @@ BEST_NOISE = 0.05  # of the grid, over five seeds
 PERIODS = (60, 200, 500, 700)  # steps: noise falls fast at first; until 700 alpha_e is reduced (Section 2.2)
 DYNAMICS = {
     **{figures.NOISE[name][0]: periods.metric(name) for name in ("noise", "noise_ssgd", "noise_2")},
-    "Delta(2) / Delta_S": periods.ratio("noise_2", "noise_ssgd"),
-    "Delta_DP / (Delta_S + Delta(2))": periods.ratio("noise", "noise_ssgd", "noise_2"),
+    **periods.NOISE_RATIOS,
     "alpha_e / alpha": periods.of_peak_rate("effective_lr"),
     "weight variance": periods.metric("weight_variance"),
 }

@@ -251,8 +251,7 @@ def _progression(name: str, scale: Scale, loaded: Loaded, folder: Path, *, ends:
 
 RATE = {"alpha_e / peak alpha": periods.of_peak_rate("effective_lr")}
 NOISE = {
-    "Delta(2) / Delta_S": periods.ratio("noise_2", "noise_ssgd"),
-    "Delta_DP / (Delta_S + Delta(2))": periods.ratio("noise", "noise_ssgd", "noise_2"),
+    **periods.NOISE_RATIOS,
     "right side of eq. 5 / Delta(2)": periods.ratio("noise_2_hessian", "noise_2"),
 }
 

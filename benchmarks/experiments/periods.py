@@ -42,6 +42,12 @@ def of_peak_rate(name: str) -> Quantity:
     return quantity
 
 
+NOISE_RATIOS = {
+    "Delta(2) / Delta_S": ratio("noise_2", "noise_ssgd"),
+    "Delta_DP / (Delta_S + Delta(2))": ratio("noise", "noise_ssgd", "noise_2"),
+}
+
+
 def headings(ends: Sequence[int]) -> list[str]:
     """Of the periods that end with these steps, and of the last."""
     return [*(f"steps {low + 1} - {high}" for low, high in itertools.pairwise([0, *ends])), "later"]

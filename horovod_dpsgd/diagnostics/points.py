@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.files import json_numbers, write_whole
-from horovod_dpsgd.learners import Learners, attempt
+from horovod_dpsgd.learners import Learners
 
 Point = dict[str, Any]  # what names a point, and what was measured there: numbers, strings and lists of numbers
 
@@ -51,7 +51,7 @@ def measure_all(
     setup: all else that a value depends on; it is the file's first line. Raises UserError, on all learners, if what is
     there was measured with another. Numbers that are not finite are null in the file, and NaN in what is returned.
     """
-    done = _from_first(learners, lambda: _what_is_there(path, setup))
+    done = learners.by_first(lambda: _what_is_there(path, setup))
     missing = [point for point in points if _key(point) not in done]
     if learners.rank == 0 and done:
         say(f"{len(points) - len(missing)} of {len(points)} points are there already")
@@ -66,16 +66,8 @@ def measure_all(
                     say(f"{number} of {len(own)} points of learner 0's share")
     patient = replace(learners, stall_timeout=0.0)  # shares may differ by more than a stall would take
     patient.barrier("the last of the points")
-    done = _from_first(learners, lambda: _put_together(path, setup, points))
+    done = learners.by_first(lambda: _put_together(path, setup, points))
     return [point | _numbers(done[_key(point)]) for point in points]
-
-
-def _from_first(learners: Learners, work: Callable[[], dict[str, Point]]) -> dict[str, Point]:
-    """What `work` gives on rank 0, or the UserError that it raises there, on all learners. Collective."""
-    done = learners.broadcast(attempt(work) if learners.rank == 0 else None)
-    if isinstance(done, UserError):
-        raise done
-    return cast("dict[str, Point]", done)
 
 
 def _what_is_there(path: Path, setup: Point) -> dict[str, Point]:

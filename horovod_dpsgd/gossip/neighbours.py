@@ -215,13 +215,15 @@ class NeighbourExchange(SlotExchange):
         return Counters.read(self.window.counters(k))
 
     def _has_published(self, k: int) -> bool:
-        left = self._counters(k).left  # read first: what it published before it left is then seen
-        version, _ = self._counters(k).published[self.step % 2]
+        counters = self._counters(k)
+        if counters.left:
+            counters = self._counters(k)  # what it published before it left is seen now
+        version, _ = counters.published[self.step % 2]
         if version > self.step:
             raise RuntimeError(f"learner {k} published step {version} over step {self.step} before it was read")
-        if left and version < self.step:
+        if counters.left and version < self.step:
             raise RuntimeError(
-                f"learner {k} has left after {self._counters(k).last_published} steps, but learner "
+                f"learner {k} has left after {counters.last_published} steps, but learner "
                 f"{self.learners.rank} goes on to step {self.step + 1}: all must take equally many"
             )
         return version == self.step

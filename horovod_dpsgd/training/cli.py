@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from horovod_dpsgd import learners as learners_module
 from horovod_dpsgd.algorithms import ALGORITHMS, taking
@@ -34,7 +34,6 @@ from horovod_dpsgd.training.run_log import CONFIG, RESULT
 from horovod_dpsgd.training.task import Task
 
 TaskFactory = Callable[[Recipe, bool], Task]  # from a recipe; may it fetch data that is not there?
-Result = TypeVar("Result")
 INTERRUPTED_STATUS = 143  # 128 + SIGTERM, as shells report who ends by that signal
 SEEN_SECONDS = 10.0
 
@@ -139,7 +138,7 @@ def _prepare(
 ) -> Trainer | None:
     """The run, ready to train; None, with a line that says so, if it has nothing left to do. Collective."""
     check_alike(us, recipe)
-    folder = _agree(us, partial(_open_folder, recipe, us.size, given.output, bool(given.resume)))
+    folder = us.by_first(partial(_open_folder, recipe, us.size, given.output, bool(given.resume)))
     _check_shared(folder, us)
     manifest = checkpoint.newest(folder / "checkpoints", _say, us) if given.resume else None
     others = manifest is not None and manifest.learners != us.size
@@ -151,7 +150,7 @@ def _prepare(
     task = make_task(recipe, tasks[recipe.task], us)
     check_alike(us, recipe)  # and what has been imported for the task
     all_done = manifest is not None and manifest.step >= recipe.total_steps(task.samples)
-    steps = _agree(us, partial(_ended_after, folder, all_done)) if given.resume else None
+    steps = us.by_first(partial(_ended_after, folder, all_done)) if given.resume else None
     if steps is not None:
         if us.rank == 0:
             print(
@@ -272,14 +271,6 @@ def make_task(recipe: Recipe, make: TaskFactory, us: Learners) -> Task:
             raise DataError(f"learner 0 has {everyone[0][1]}, learner {rank} on {us.hosts[rank]} has {other[1]}")
     recipe.total_steps(task.samples)
     return task
-
-
-def _agree(us: Learners, work: Callable[[], Result]) -> Result:
-    """What `work` gives on rank 0, or the UserError it raises there, on all learners. Collective."""
-    outcome = us.broadcast(learners_module.attempt(work) if us.rank == 0 else None)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return cast(Result, outcome)
 
 
 def _interruption(trainer: Trainer) -> str:
