@@ -72,6 +72,16 @@ def count(text: str) -> int:
     return number(text, int, 1)
 
 
+def count_or_none(text: str) -> int:
+    """A whole number, 0 or more. Raises argparse.ArgumentTypeError for anything else."""
+    return number(text, int, 0)
+
+
+def seconds(text: str) -> float:
+    """0 or more. Raises argparse.ArgumentTypeError for anything else."""
+    return number(text, float, 0)
+
+
 def number(text: str, kind: Callable[[str], Number], least: float) -> Number:
     """A finite one of this kind, not below `least`. Raises argparse.ArgumentTypeError for anything else."""
     words = "a whole number" if kind is int else "a number"

@@ -23,11 +23,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, count, number
+from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, count, count_or_none, seconds
 from horovod_dpsgd.processes import end_with_parent
 
 INTERRUPTED, NOT_STARTED, LOST = 143, 127, 1  # statuses
@@ -136,12 +135,10 @@ def _answers(host: tuple[str, int], check: str) -> bool:
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
     p = OneLineParser("python -m horovod_dpsgd.restart", description=__doc__)
-    p.add_argument(
-        "--max-restarts", type=partial(number, kind=int, least=0), default=3, metavar="N", help="default: %(default)s"
-    )
+    p.add_argument("--max-restarts", type=count_or_none, default=3, metavar="N", help="default: %(default)s")
     p.add_argument(
         "--pause",
-        type=partial(number, kind=float, least=0),
+        type=seconds,
         default=5.0,
         metavar="SECONDS",
         help="before each (default: %(default)s)",

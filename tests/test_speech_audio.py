@@ -334,6 +334,13 @@ def test_words_are_found_where_they_are():
     assert not set(found.states[found.silence]) & set(found.states[~found.silence])
 
 
+def test_earlier_utterances_do_not_change_an_alignment():
+    """Which process has aligned what before depends on how fast each is."""
+    sound, used = spoken("e", "oh"), Aligner()
+    used.align(spoken("oh", "oh") + 0.3 * noise(1.7, seed=1), ("oh", "oh"))
+    np.testing.assert_array_equal(used.align(sound, ("e", "oh")).states, Aligner().align(sound, ("e", "oh")).states)
+
+
 def test_wrong_words_are_not_aligned():
     with pytest.raises(Unaligned, match="the aligner found no path"):
         Aligner().align(spoken("e"), ("go", "forward", "ten", "meters", "and", "then", "turn", "left"))

@@ -76,6 +76,7 @@ class Aligner:
 
 def _aligned(decoder: Decoder, pcm: bytes, words: tuple[str, ...]) -> Alignment:
     """First the words, then the states within them. Raises RuntimeError if the words are not all found."""
+    decoder.reinit_feat()  # else it goes on with the noise of earlier utterances, and their order would matter
     decoder.set_align_text(" ".join(words))
     _decode(decoder, pcm)
     found = [segment.word.partition("(")[0] for segment in decoder.seg() or ()]  # "read(2)": another pronunciation

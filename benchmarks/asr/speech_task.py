@@ -130,12 +130,12 @@ class SpeechTask(Task):
             yield _tensors(self.train.take(chosen.numpy()))
 
     def shard_batches(self, part: str, shard: int, shards: int) -> Iterator[Batch]:
-        source, chosen = (
-            (self.train, np.arange(self.samples)) if part == "train" else (self.heldout, self.chosen_heldout)
-        )
         batch = max(1, EVALUATION_LOGITS[self.recipe.device] // (self.options.unroll * self.classes))
-        if part == "train":  # gradients are wanted of these
-            batch = min(batch, self.recipe.samples_at_once(shards))
+        if part == "train":
+            source, chosen = self.train, np.arange(self.samples)
+            batch = min(batch, self.recipe.samples_at_once(shards))  # gradients are wanted of these
+        else:
+            source, chosen = self.heldout, self.chosen_heldout
         mine = chosen[shard::shards]
         for at in range(0, len(mine), batch):
             yield _tensors(source.take(mine[at : at + batch]))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.comm import models
-from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, bytes_of, complain, count, number
+from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, bytes_of, complain, count, number, seconds
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.topology import TOPOLOGIES, Matching
 
@@ -73,14 +73,6 @@ def exchange_name(what: str, topology: str, compression: str) -> str:
 
 
 # Types of values
-
-
-def count_or_none(text: str) -> int:
-    return number(text, int, 0)
-
-
-def seconds(text: str) -> float:
-    return number(text, float, 0)
 
 
 def some_seconds(text: str) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.comm import arguments
 from benchmarks.comm.output import Output
 from horovod_dpsgd import learners
-from horovod_dpsgd.command_line import bytes_of, count
+from horovod_dpsgd.command_line import bytes_of, count, count_or_none
 from horovod_dpsgd.gossip import Window
 from horovod_dpsgd.learners import Learners
 
@@ -167,9 +167,7 @@ def _options(description: str | None, iterations: tuple[int, int]) -> argparse.A
         type=count,
         help=f"default: {iterations[0]}, above {LARGE} bytes {iterations[1]}",
     )
-    parser.add_argument(
-        "-x", "--warmup", type=arguments.count_or_none, default=10, help="not timed (default: %(default)s)"
-    )
+    parser.add_argument("-x", "--warmup", type=count_or_none, default=10, help="not timed (default: %(default)s)")
     return parser
 
 

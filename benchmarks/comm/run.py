@@ -96,7 +96,7 @@ def _run(job: Job, folder: Path, quick: bool, again: bool) -> bool:
     if reason:
         measured = json.dumps({"kind": "skipped", "what": job.name, "reason": reason}) + "\n"
         print(f"{job.name}: not measured: {reason}", flush=True)
-    if not done_before or '"kind": "row"' in measured:
+    if not done_before or any(json.loads(line)["kind"] == "row" for line in measured.splitlines()):
         about = {"kind": "job", "name": job.name, "typed": job.shown(quick)}
         write_whole(file, f"{json.dumps(about)}\n{measured}")
     return not status

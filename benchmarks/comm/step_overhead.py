@@ -34,7 +34,7 @@ from benchmarks.comm.models import Workload
 from benchmarks.comm.output import Output, duration
 from benchmarks.comm.steps import AlgorithmSteps, LocalSteps
 from horovod_dpsgd import learners
-from horovod_dpsgd.command_line import count
+from horovod_dpsgd.command_line import count, count_or_none
 from horovod_dpsgd.learners import Learners
 
 COMPARED = ("dpsgd", "adpsgd", "ssgd")  # Horovod's last
@@ -165,9 +165,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=count, default=32, help="of each learner (default: %(default)s)")
     parser.add_argument("--image-size", type=count, default=224, help="pixels a side (default: %(default)s)")
-    parser.add_argument(
-        "--num-warmup-batches", type=arguments.count_or_none, default=10, help="not timed (default: %(default)s)"
-    )
+    parser.add_argument("--num-warmup-batches", type=count_or_none, default=10, help="not timed (default: %(default)s)")
     parser.add_argument("--num-batches-per-iter", type=count, default=10, help="default: %(default)s")
     parser.add_argument("--num-iters", type=count, default=10, help="with --compare: turns (default: %(default)s)")
     parser.add_argument("--algo", choices=["local", *sorted(COMPARED)], default="ssgd", help="default: %(default)s")
