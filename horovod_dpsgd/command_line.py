@@ -77,8 +77,8 @@ def count_or_none(text: str) -> int:
     return number(text, int, 0)
 
 
-def seconds(text: str) -> float:
-    """0 or more. Raises argparse.ArgumentTypeError for anything else."""
+def amount(text: str) -> float:
+    """A finite number, 0 or more. Raises argparse.ArgumentTypeError for anything else."""
     return number(text, float, 0)
 
 

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, count, count_or_none, seconds
+from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, amount, count, count_or_none
 from horovod_dpsgd.processes import end_with_parent
 
 INTERRUPTED, NOT_STARTED, LOST = 143, 127, 1  # statuses
@@ -136,13 +136,7 @@ def _answers(host: tuple[str, int], check: str) -> bool:
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
     p = OneLineParser("python -m horovod_dpsgd.restart", description=__doc__)
     p.add_argument("--max-restarts", type=count_or_none, default=3, metavar="N", help="default: %(default)s")
-    p.add_argument(
-        "--pause",
-        type=seconds,
-        default=5.0,
-        metavar="SECONDS",
-        help="before each (default: %(default)s)",
-    )
+    p.add_argument("--pause", type=amount, default=5.0, metavar="SECONDS", help="before each (default: %(default)s)")
     p.add_argument("--hosts", type=_hosts, default=[], metavar="HOST:SLOTS,...", help="fills in {hosts} and {np}")
     p.add_argument("--sizes", type=_sizes, default=[], metavar="N,...", help="allowed {np} (default: all slots)")
     p.add_argument("--check", default=CHECK, metavar="COMMAND", help="status 0 if {host} lives (default: %(default)s)")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.comm import models
-from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, bytes_of, complain, count, number, seconds
+from horovod_dpsgd.command_line import BAD_INPUT, OneLineParser, amount, bytes_of, complain, count, number
 from horovod_dpsgd.learners import Learners
 from horovod_dpsgd.topology import TOPOLOGIES, Matching
 
@@ -27,7 +27,7 @@ def parser(description: str | None, turns: int | None = 9) -> OneLineParser:
         p.add_argument("--turns", type=count, default=turns, help="repetitions, interleaved (default: %(default)s)")
     p.add_argument(
         "--budget",
-        type=seconds,
+        type=amount,
         default=60.0,
         metavar="SECONDS",
         help="stop a comparison after so long, if three turns are done (default: %(default)s)",

@@ -88,7 +88,12 @@ class Measured:
 def load(job: Job, folder: Path) -> Measured:
     """From `folder`/NAME.jsonl; empty if there is none."""
     file = folder / f"{job.name}.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return parse(job, file.read_text() if file.exists() else "")
+
+
+def parse(job: Job, text: str) -> Measured:
+    """From its JSON lines."""
+    lines = [json.loads(line) for line in text.splitlines()]
     about = {key: value for line in lines if line["kind"] in ("job", "run") for key, value in line.items()}
     rows, skipped = ([line for line in lines if line["kind"] == kind] for kind in ("row", "skipped"))
     return Measured(job, about, rows, skipped)

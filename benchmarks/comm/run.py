@@ -32,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.comm import plots, summary, tables
-from benchmarks.comm.jobs import Job, all_jobs, is_mpich, jobs_between, load
+from benchmarks.comm.jobs import Job, all_jobs, is_mpich, jobs_between, load, parse
 from benchmarks.experiments.launch import REPOSITORY
 from benchmarks.two_hosts.netns import why_not
 from horovod_dpsgd.command_line import OneLineParser
@@ -96,7 +96,7 @@ def _run(job: Job, folder: Path, quick: bool, again: bool) -> bool:
     if reason:
         measured = json.dumps({"kind": "skipped", "what": job.name, "reason": reason}) + "\n"
         print(f"{job.name}: not measured: {reason}", flush=True)
-    if not done_before or any(json.loads(line)["kind"] == "row" for line in measured.splitlines()):
+    if not done_before or parse(job, measured).rows:
         about = {"kind": "job", "name": job.name, "typed": job.shown(quick)}
         write_whole(file, f"{json.dumps(about)}\n{measured}")
     return not status

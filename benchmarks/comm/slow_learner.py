@@ -26,7 +26,7 @@ from benchmarks.comm.models import Workload
 from benchmarks.comm.output import Output, duration
 from benchmarks.comm.steps import AlgorithmSteps
 from horovod_dpsgd import learners
-from horovod_dpsgd.command_line import count, seconds
+from horovod_dpsgd.command_line import amount, count
 
 COMPARED = ("dpsgd", "adpsgd", "ssgd")  # Horovod's last: its thread stays
 HEADER = ("algorithm", "others' step", "one slowed down", "ratio", "steps/s of all", "one slowed down")
@@ -38,10 +38,10 @@ def main() -> None:
         "--model", type=arguments.model, default="resnet18", help="whose weights (default: %(default)s)"
     )
     parser.add_argument(
-        "--compute", type=seconds, default=0.2, help="seconds a step at full speed (default: %(default)s)"
+        "--compute", type=amount, default=0.2, help="seconds a step at full speed (default: %(default)s)"
     )
     parser.add_argument("--steps", type=count, default=8, help="of a turn (default: %(default)s)")
-    parser.add_argument("--factor", type=seconds, default=4.0, help="default: %(default)s")
+    parser.add_argument("--factor", type=amount, default=4.0, help="default: %(default)s")
     parser.add_argument(
         "--algos", type=arguments.names(COMPARED), default=",".join(COMPARED), help="default: %(default)s"
     )
@@ -69,8 +69,8 @@ def _measure(algo: str, workload: Workload, given: argparse.Namespace, stopwatch
     us = stopwatch.learners
     by_algorithm = AlgorithmSteps(algo, workload, us)
     factor = given.factor if us.rank == us.size - 1 else 1.0
-    compute = {"full speed": given.compute, "slowed": factor * given.compute}
-    turns = {name: partial(_turn, by_algorithm, each, given.steps) for name, each in compute.items()}
+    seconds = {"full speed": given.compute, "slowed": factor * given.compute}
+    turns = {name: partial(_turn, by_algorithm, each, given.steps) for name, each in seconds.items()}
     times = {name: found.each / given.steps for name, found in stopwatch.compare(turns, warm_up=1).items()}
     by_algorithm.close()
     others = {name: np.median(each[:-1], axis=0) for name, each in times.items()}  # [turns]

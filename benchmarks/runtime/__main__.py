@@ -28,7 +28,7 @@ from benchmarks.runtime.costs import Cost
 from benchmarks.runtime.fit import Fitted, Lines
 from benchmarks.runtime.predict import Question
 from benchmarks.runtime.steps import with_link
-from horovod_dpsgd.command_line import RaisingParser, count, give_up, seconds, split_arguments
+from horovod_dpsgd.command_line import RaisingParser, amount, count, give_up, split_arguments
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.topology import TOPOLOGIES
 
@@ -211,7 +211,7 @@ def numbers_of_learners(text: str) -> tuple[int, ...]:
 
 
 def _positive(text: str) -> float:
-    found = seconds(text)
+    found = amount(text)
     if found == 0:
         raise argparse.ArgumentTypeError(f"{text!r} must be above 0")
     return found
@@ -228,8 +228,8 @@ def _parser() -> RaisingParser:
     p.add_argument("--per-node", type=count, default=1, help="learners of a node (default: %(default)s)")
     p.add_argument("--cores", type=count, help="or GPUs of a node (default: those of the measurements)")
     p.add_argument("--link", metavar="NAME_OR_RATE", help="1gbit: as measured, if it was; or a rate")
-    p.add_argument("--latency", type=seconds, default=2e-5, metavar="SECONDS", help="of a rate (%(default)s)")
-    p.add_argument("--jitter", type=seconds, default=0.0, metavar="SIGMA", help="as of training")
+    p.add_argument("--latency", type=amount, default=2e-5, metavar="SECONDS", help="of a rate (%(default)s)")
+    p.add_argument("--jitter", type=amount, default=0.0, metavar="SIGMA", help="as of training")
     p.add_argument("--spare-core", action="store_true", help="as with GPUs: communication slows no computation")
     p = _command(commands, "validate", _validate, "the model beside every measurement")
     _measurements(p)
