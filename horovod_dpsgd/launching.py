@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -13,12 +14,18 @@ ROOT = Path(__file__).resolve().parents[1]  # where learners are to import this 
 
 def mpirun(learners: int | str) -> list[str]:
     """The words that start so many learners on this machine, however few cores it has. Raises UserError without MPI."""
+    allow_more_than_cores = [] if is_mpich() else ["--oversubscribe"]
+    return ["mpirun", *allow_more_than_cores, "-np", str(learners)]
+
+
+@functools.cache
+def is_mpich() -> bool:
+    """Whether mpirun takes the words of MPICH and its kin, not those of Open MPI. Raises UserError without MPI."""
     try:
         version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"mpirun cannot be started: {error}") from error
-    allow_more_than_cores = ["--oversubscribe"] if "Open MPI" in version or "OpenRTE" in version else []
-    return ["mpirun", *allow_more_than_cores, "-np", str(learners)]
+    return "Open MPI" not in version and "OpenRTE" not in version
 
 
 def environment() -> dict[str, str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments.launch import REPOSITORY
-from horovod_dpsgd.launching import mpirun
+from horovod_dpsgd.launching import is_mpich, mpirun
 
 LINKS = {"unlimited": None, "1gbit": "1gbit"}  # between emulated hosts: name, and limit as `tc` writes it
 BITS_PER_SECOND = {"1gbit": 1e9}
@@ -203,9 +201,3 @@ def mpirun_on_two_hosts(hosts: str = EMULATED, learners: int = 2) -> list[str]:
 
 def _unbound() -> list[str]:
     return [] if is_mpich() else ["--bind-to", "none"]  # MPICH binds nothing by itself
-
-
-@functools.cache
-def is_mpich() -> bool:
-    version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=True).stdout
-    return "HYDRA" in version

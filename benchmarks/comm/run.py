@@ -32,11 +32,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.comm import plots, summary, tables
-from benchmarks.comm.jobs import Job, all_jobs, is_mpich, jobs_between, load, parse
+from benchmarks.comm.jobs import Job, all_jobs, jobs_between, load, parse
 from benchmarks.experiments.launch import REPOSITORY
 from benchmarks.two_hosts.netns import why_not
 from horovod_dpsgd.command_line import OneLineParser
 from horovod_dpsgd.files import write_whole
+from horovod_dpsgd.launching import is_mpich
 
 PEERS = ("decent-dp", "loguru")  # what pip is asked for by --install-peers
 
