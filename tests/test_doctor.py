@@ -18,6 +18,7 @@ from horovod_dpsgd.doctor import __main__ as command
 from horovod_dpsgd.doctor import judgement, probes
 from horovod_dpsgd.doctor.judgement import Facts
 from horovod_dpsgd.gossip import room
+from horovod_dpsgd.launching import is_mpich
 
 OPEN_MPI_5 = "Open MPI v5.0.11, package: Open MPI user@localhost Distribution, ident: 5.0.11, repo rev: v5.0.11rc1\0"
 OPEN_MPI_418 = "Open MPI v4.1.8, package: Open MPI user@localhost Distribution, ident: 4.1.8, repo rev: v4.1.8\0"
@@ -352,7 +353,7 @@ def test_a_window_that_mpi_refuses_is_a_finding(mpirun) -> None:
         "command.judge_library = lambda *_: command.Finding('ok', 'MPI library', '')\n"
         "sys.exit(command.main())"
     )
-    if "HYDRA" in mpi_library():
+    if is_mpich():
         pytest.skip("MPICH has no component that could be left out")
     done = mpirun(2, "-c", program, status=None, env={"OMPI_MCA_osc": "^sm"})
     found = findings(done.stdout)
@@ -397,7 +398,7 @@ def test_two_hosts_and_the_flags_given_for_them() -> None:
     """The doctor over a real network, started plainly, and then once more by the line that it recommends."""
     if "Open MPI) 4" in mpi_library():
         pytest.skip(f"{mpi_library()} cannot make a window over TCP (said in words: test_known_bad_libraries)")
-    where = ["-hosts", "host1:2,host2:2"] if "HYDRA" in mpi_library() else ["-H", "host1:2,host2:2"]
+    where = ["-hosts", "host1:2,host2:2"] if is_mpich() else ["-H", "host1:2,host2:2"]
     run = ["mpirun", "-np", "4", *where, "python", *DOCTOR, "--seconds", "1"]
     for _ in range(2):
         done = run_on_host1(run, timeout=120, env={"PYTHONPATH": str(REPOSITORY)}, cwd=REPOSITORY)

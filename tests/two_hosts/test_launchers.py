@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.two_hosts.netns import run_on_host1, why_not
+from horovod_dpsgd.launching import is_mpich
 
 WHO_IS_WHERE = str(Path(__file__).with_name("who_is_where.py"))
 FOUR_LEARNERS = [f"learner {rank} of 4 on host{1 + rank // 2} with 2 there, sum 6, {sys.prefix}" for rank in range(4)]
@@ -21,8 +22,7 @@ def learners(lines: str) -> list[str]:
 
 def mpirun_hosts() -> list[str]:
     """The launch line differs between the two libraries only in how hosts are written."""
-    version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True).stdout
-    return ["-ppn", "2", "-hosts", "host1,host2"] if "HYDRA" in version else ["-H", "host1:2,host2:2"]
+    return ["-ppn", "2", "-hosts", "host1,host2"] if is_mpich() else ["-H", "host1:2,host2:2"]
 
 
 def test_plain_horovodrun_starts_learners_on_both_hosts():
