@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -42,13 +41,13 @@ from benchmarks.experiments import (  # noqa: E402
     runtime,
     table_6,
 )
-from benchmarks.experiments.experiment import Elsewhere, Experiment  # noqa: E402
+from benchmarks.experiments.experiment import Experiment  # noqa: E402
 from horovod_dpsgd import launching  # noqa: E402
 from horovod_dpsgd.command_line import OneLineParser, count, give_up, split_arguments  # noqa: E402
 from horovod_dpsgd.errors import UserError  # noqa: E402
 from horovod_dpsgd.report.runs import Run  # noqa: E402
 
-EXPERIMENTS: dict[str, Experiment | Elsewhere] = listing.in_order(
+EXPERIMENTS: dict[str, Experiment] = listing.in_order(
     {
         "figure-2": figure_2.FIGURE_2,
         "figure-4": figure_2.FIGURE_4,
@@ -86,10 +85,6 @@ def main() -> None:
 def _prepare(name: str, arguments: argparse.Namespace) -> Callable[[], None]:
     """What is to be done for an experiment. Raises UserError for arguments that it cannot have."""
     experiment = EXPERIMENTS[name]
-    if isinstance(experiment, Elsewhere):
-        if arguments.demo or arguments.scale == "paper":
-            raise UserError(f"{name} measures this machine: it has no --demo and no --scale paper")
-        return partial(_run_elsewhere, experiment.command(arguments))
     if arguments.demo and experiment.demo is None:
         raise UserError(f"{name} has no --demo")
     if experiment.needs_data and not (arguments.data_dir or arguments.dry_run or arguments.report_only):
@@ -97,12 +92,6 @@ def _prepare(name: str, arguments: argparse.Namespace) -> Callable[[], None]:
         where = f"benchmarks/{task}/{'datasets.py' if task == 'cv' else 'README.md'}"
         raise UserError(f"{name} needs --data-dir; what it may hold: {where}")
     return partial(_reproduce, name, experiment, arguments)
-
-
-def _run_elsewhere(command: Sequence[str]) -> None:
-    status = subprocess.run(command, env=launching.environment(), check=False).returncode
-    if status:
-        sys.exit(status)
 
 
 def _reproduce(name: str, experiment: Experiment, arguments: argparse.Namespace) -> None:

@@ -15,7 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]  # where learners are to import this 
 def mpirun(learners: int | str) -> list[str]:
     """The words that start so many learners on this machine, however few cores it has. Raises UserError without MPI."""
     allow_more_than_cores = [] if is_mpich() else ["--oversubscribe"]
-    return ["mpirun", *allow_more_than_cores, "-np", str(learners)]
+    return ["mpirun", *_unbound(), *allow_more_than_cores, "-np", str(learners)]
+
+
+def mpirun_on(hosts: str, learners: int | str) -> list[str]:
+    """The same for HOST:SLOTS,HOST:SLOTS."""
+    return ["mpirun", *_unbound(), "-np", str(learners), "-hosts" if is_mpich() else "-H", hosts]
+
+
+def _unbound() -> list[str]:
+    """As horovodrun starts its processes: Horovod's thread would else share a core with its learner. MPICH binds
+    nothing by itself."""
+    return [] if is_mpich() else ["--bind-to", "none"]
 
 
 @functools.cache

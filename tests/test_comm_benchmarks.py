@@ -37,6 +37,7 @@ from benchmarks.comm import run as run_all
 from benchmarks.nlp import speed
 from benchmarks.two_hosts.netns import why_not
 from horovod_dpsgd import gossip, learners
+from horovod_dpsgd.launching import mpirun_on
 
 COMM = REPOSITORY / "benchmarks" / "comm"
 
@@ -385,7 +386,7 @@ def test_measurements_between_two_hosts(tmp_path, script, options, expected):
     file = tmp_path / "out.jsonl"
     world = [sys.executable, "-m", "benchmarks.two_hosts", "--rate", "1gbit", "--timeout", "150"]
     program = [sys.executable, str(COMM / script), *options, "--output", str(file)]
-    run([*world, *jobs.mpirun_on_two_hosts(), *program], 200, 0)
+    run([*world, *mpirun_on(jobs.EMULATED, 2), *program], 200, 0)
     (about,) = lines(file, "run")
     assert (about["nodes"], about["emulated_hosts"], about["threads"]) == (2, True, 1)
     names = [next(row[key] for key in ("progress", "method", "operation") if key in row) for row in lines(file)]

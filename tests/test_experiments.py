@@ -19,14 +19,11 @@ from benchmarks import landscape, model_costs, reproduce
 from benchmarks.asr import speech_task
 from benchmarks.cv import image_task, models
 from benchmarks.cv.datasets import DATA_SETS
-from benchmarks.experiments import asr, cifar10, cv, figure_2, launch, mnist_adpsgd, mnist_recipes, nlp, runtime, tables
+from benchmarks.experiments import asr, cifar10, cv, figure_2, launch, mnist_adpsgd, mnist_recipes, nlp, tables
 from benchmarks.experiments.cells import SSGD
-from benchmarks.experiments.experiment import Experiment
 from benchmarks.nlp import language_task
 from benchmarks.nlp import models as language_models
 from benchmarks.options import parse
-from benchmarks.runtime import __main__ as wall_clock_command
-from horovod_dpsgd.command_line import split_arguments
 from horovod_dpsgd.launching import mpirun
 from horovod_dpsgd.report import runs
 from horovod_dpsgd.training import cli
@@ -35,7 +32,7 @@ from horovod_dpsgd.training import recipe as recipes
 SCALES = ("cpu", "paper")
 
 
-EXPERIMENTS = {name: each for name, each in reproduce.EXPERIMENTS.items() if isinstance(each, Experiment)}
+EXPERIMENTS = reproduce.EXPERIMENTS
 PLACE = launch.Place(Path("runs"), ("mpirun", "-np", "{np}"), ("--data-dir", "somewhere"))
 LADDERS = {"cv": cv, "asr": asr, "nlp": nlp, "cifar10": cifar10}
 
@@ -94,21 +91,6 @@ def test_every_numbered_table_and_figure_that_the_paper_names_has_its_command():
     tables = {f"table-{number}" for number in (1, 2, 3, 4, 5, 6, 9, 10)}
     others = {"cifar10", "noise-injection", "runtime", "lamb", "landscape", "hessian", "progression"}
     assert figures_ | tables | others <= set(reproduce.EXPERIMENTS)
-
-
-def test_the_runtime_is_measured_by_its_own_command():
-    words = ["runtime", "--data-dir", "somewhere", "--runs", "mine"]
-    given = reproduce._parser().parse_args(words)
-    given.more = ["--lr", "0.3"]
-    python, *module, measure = runtime.command(given)[:4]
-    assert (python, module, measure) == (sys.executable, ["-m", "benchmarks.runtime"], "measure")
-    taken, more = split_arguments(runtime.command(given)[3:])
-    read = wall_clock_command._parser().parse_args(taken)
-    assert (read.runs, read.output) == (Path("mine/runtime"), REPOSITORY / "results/runtime")
-    assert more == ["--data-dir", "somewhere", "--lr", "0.3"]
-    given.report_only = True  # which runs nothing
-    taken, _ = split_arguments(runtime.command(given)[3:])
-    assert wall_clock_command._parser().parse_args(taken).report
 
 
 def test_runs_of_the_same_name_are_the_same_run():
@@ -367,8 +349,6 @@ def test_reproduce_prints_what_a_cluster_is_to_run(reproduced):
         (["table-3", "--demo", "--data-dir", "x"], "table-3 has no --demo"),
         (["figure-2", "table-3"], "table-3 needs --data-dir"),  # and figure-2 is not begun
         (["table-2"], "what it may hold: benchmarks/asr/README.md"),
-        (["runtime", "--scale", "paper"], "runtime measures this machine"),
-        (["runtime", "--keep", "somewhere", "--seeds", "2"], "runtime has no --keep, --seeds"),
         (["figure-2", "--seeds", "0"], "argument --seeds: '0'"),
         (["figure-2", "--launcher", "srun 'x"], "--launcher srun 'x: No closing quotation"),
     ],

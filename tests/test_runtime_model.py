@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 
 from benchmarks.runtime import __main__ as command
-from benchmarks.runtime import costs, fit, mixing, predict, spread_of_delay, steps, validate, waiting, wall_clock
+from benchmarks.runtime import costs, fit, mixing, predict, spread_of_delay, steps, validate, waiting
 from benchmarks.runtime.costs import Cost
 from benchmarks.runtime.steps import Cluster, Shared, Way, step_seconds
 from benchmarks.runtime.waiting import Times
@@ -20,7 +18,6 @@ from horovod_dpsgd import topology
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.learners import Learners, start
 from horovod_dpsgd.topology import TOPOLOGIES
-from horovod_dpsgd.training.cli import recipe_of
 
 RAW = REPOSITORY / "results" / "comm" / "raw"
 MB = 1e6
@@ -251,8 +248,6 @@ def test_what_was_measured_here_is_predicted():
         ("predict --measurements {raw} --compute 0.2 --learners 1,2", "'1,2' is not numbers of learners"),
         ("predict --measurements {raw} --compute 0.2 --link fast", "no exchange over a link 'fast' was measured"),
         ("mixing --learners 3000", "no closed form"),
-        ("measure --only nothing --list", "no run is called nothing"),
-        ("delays -- --lr 3", "only `measure` takes further arguments"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(words, line, tmp_path, monkeypatch, capsys):
@@ -316,49 +311,3 @@ def test_consensus_says_in_a_line_what_it_cannot_do(monkeypatch, capsys, learner
         consensus.main()
     said = capsys.readouterr().err
     assert ended.value.code == 2 and line in said and said.count("\n") == 1
-
-
-# Runs against the clock
-
-
-def test_runs_have_names_of_their_own_and_reach_the_training_command(tmp_path):
-    known = wall_clock.jobs(["--synthetic"])
-    assert len({job.name for job in known}) == len(known)
-    late = {(job.algorithm, job.disturbed) for job in known if job.disturbed}
-    assert late == {(algorithm, how) for algorithm in wall_clock.ALGORITHMS for how in ("slow", "jitter")}
-    words = wall_clock.chosen(known, ["two-hosts-1gbit-n4-dpsgd-ring"])[0].command(tmp_path / "run", 90)
-    assert words[words.index("--timeout") :][:2] == ["--timeout", "90"]
-    assert words[words.index("--rate") :][:2] == ["--rate", "1gbit"]
-    assert "host1:2,host2:2" in words and "--synthetic" in words
-    assert words[-2:] == ["--output", str(tmp_path / "run")]
-
-
-def test_a_run_s_seconds_to_a_loss_are_its_steps_times_their_mean(tmp_path):
-    result = {"samples_per_second": 1000.0, "global_batch": 200, "diverged": False}
-    result |= {"algo": "ssgd", "topology": None, "learners": 2, "lr": 0.1, "data": "some"}
-    result |= {"heldout": {"error_percent": 3.0, "loss": 0.1}, "exposed_communication_seconds_median": 0.01}
-    curve = [{"step": 10 * k, "train_loss": 1 / k} for k in range(1, 11)]
-    job = wall_clock.Job("ssgd", 2)
-    result["config"] = recipe_of(job.arguments, REPOSITORY / "benchmarks/cv/recipes").model_dump(mode="json")
-    (tmp_path / job.name).mkdir()
-    (tmp_path / job.name / "result.json").write_text(json.dumps(result))
-    (tmp_path / job.name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
-    [(_, run)] = wall_clock.results([job], tmp_path)
-    assert wall_clock.seconds_to(run, 0.25) == pytest.approx(40 * 0.2)
-    assert np.isnan(wall_clock.seconds_to(run, 0.01))
-    assert "| 1000" in wall_clock.report([(job, run)], loss=0.25, cores=2)
-
-
-def test_runs_that_failed_are_said_in_the_report_and_by_the_status(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(wall_clock, "why_not", lambda: "no namespaces here")
-    monkeypatch.setattr(wall_clock.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 3, ""))
-    words = ["measure", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out"), "--only", "*-n2-ssgd"]
-    monkeypatch.setattr(sys, "argv", ["runtime", *words])
-    with pytest.raises(SystemExit) as ended:
-        command.main()
-    assert ended.value.code == 2
-    assert "1 of the runs failed: one-host-n2-ssgd" in capsys.readouterr().err
-    text = (tmp_path / "out/wall-clock.md").read_text()
-    assert "* one-host-n2-ssgd: it failed with status 3" in text
-    assert "* two-hosts-1gbit-n2-ssgd: no namespaces here" in text
-    assert "* one-host-n4-ssgd: not yet" in text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments.launch import REPOSITORY
-from horovod_dpsgd.launching import is_mpich, mpirun
+from horovod_dpsgd.launching import mpirun, mpirun_on
 
 LINKS = {"unlimited": None, "1gbit": "1gbit"}  # between emulated hosts: name, and limit as `tc` writes it
 BITS_PER_SECOND = {"1gbit": 1e9}
@@ -46,13 +46,13 @@ class Job:
         words = [sys.executable, str(REPOSITORY / "benchmarks/comm" / self.script), *self.options]
         words += self.quick if quick else ()
         if self.hosts:
-            return [*mpirun_on_two_hosts(self.hosts), *words]
+            return [*mpirun_on(self.hosts, 2), *words]
         if self.link:
             rate = LINKS[self.link]
             limit = ["--rate", rate] if rate else []
             world = [sys.executable, "-m", "benchmarks.two_hosts", *limit]
-            return [*world, *mpirun_on_two_hosts(), *words]
-        return [*mpirun_here(self.learners), *words] if self.learners > 1 else words
+            return [*world, *mpirun_on(EMULATED, 2), *words]
+        return [*mpirun(self.learners), *words] if self.learners > 1 else words
 
     def shown(self, quick: bool = False) -> str:
         """The command as one types it in the repository."""
@@ -186,18 +186,3 @@ def _two_hosts() -> list[Job]:
 def _peers() -> list[Job]:
     quick = ("--image-size", "32", "--steps", "2", "--turns", "3")
     return [Job("decent-dp", "peers", "decent_dp_peer.py", 2, quick=quick)]
-
-
-def mpirun_here(learners: int) -> list[str]:
-    """Unbound, as horovodrun starts its processes: Horovod's thread would else share a core with its learner."""
-    command, *words = mpirun(learners)
-    return [command, *_unbound(), *words]
-
-
-def mpirun_on_two_hosts(hosts: str = EMULATED, learners: int = 2) -> list[str]:
-    """So many learners on HOST:SLOTS,HOST:SLOTS."""
-    return ["mpirun", *_unbound(), "-np", str(learners), "-hosts" if is_mpich() else "-H", hosts]
-
-
-def _unbound() -> list[str]:
-    return [] if is_mpich() else ["--bind-to", "none"]  # MPICH binds nothing by itself

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,17 +46,3 @@ class Experiment:
         """The numbers that the report is made of: a line for each run, and for each of the paper's that are known."""
         ours: list[Line] = [{"source": run.folder.name, **self.about(scale, run), **table.of_run(run)} for run in runs]
         return table.csv_text([*ours, *({"source": "paper", **line} for line in self.paper)])
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """What another command of this repository measures and reports.
-
-    command: from the arguments of `reproduce.py`. results: the folder below results/, and the report in it.
-    """
-
-    what: str
-    cost: str
-    command: Callable[[argparse.Namespace], list[str]]
-    results: str
-    report: str

@@ -75,6 +75,14 @@ class Job:
         """The runs whose checkpoints it reads."""
         return ()
 
+    def start(self, place: Place) -> list[str]:
+        """The words before the script."""
+        return place.start(self.learners)
+
+    def impossible(self) -> str | None:
+        """Why it cannot be run on this machine; None if it can."""
+        return None
+
     def words(self, place: Place) -> list[str]:
         """The script's arguments."""
         return [*self.arguments, *place.more, "--output", str(place.folder / self.name)]
@@ -115,7 +123,7 @@ def check_made_by(run: Run, script: str, learners: int, words: Sequence[str]) ->
 
 def print_all(jobs: list[Job], place: Place) -> None:
     for job in jobs:
-        print(shlex.join([*place.start(job.learners), str(REPOSITORY / job.script), *job.words(place)]))
+        print(shlex.join([*job.start(place), str(REPOSITORY / job.script), *job.words(place)]))
 
 
 def run_all(jobs: list[Job], place: Place) -> Loaded:
@@ -128,14 +136,22 @@ def run_all(jobs: list[Job], place: Place) -> Loaded:
     missing = [job for job in jobs if any(each.found(place) is None for each in (job, *job.inputs))]
     print(f"{len(jobs)} runs, of which {len(jobs) - len(missing)} have a result", flush=True)
     lost = {run for job in missing for run in job.inputs if not run.has_checkpoint(place)}
-    to_do = [job for job in jobs if job in missing or job in lost]
-    for (script, learners), alike in itertools.groupby(to_do, lambda job: (job.script, job.learners)):
+    to_do = [job for job in jobs if (job in missing or job in lost) and not _impossible(job)]
+    for (script, start), alike in itertools.groupby(to_do, lambda job: (job.script, job.start(place))):
         group = list(alike)
         for at in range(0, len(group), place.together):
-            _run(group[at : at + place.together], script, learners, place)
+            _run(group[at : at + place.together], [*start, str(REPOSITORY / script)], place)
     for job in jobs:
-        _keep(job, place)
+        if job.found(place) is not None:
+            _keep(job, place)
     return _load_all(jobs, place)
+
+
+def _impossible(job: Job) -> bool:
+    reason = job.impossible()
+    if reason:
+        print(f"{job.name}: left out, {reason}", flush=True)
+    return reason is not None
 
 
 def those_there(jobs: list[Job], place: Place) -> Loaded:
@@ -151,15 +167,16 @@ def _load_all(jobs: Iterable[Job], place: Place) -> Loaded:
     return Loaded(runs, [each for each in loaded if isinstance(each, Points)])
 
 
-def _run(jobs: list[Job], script: str, learners: int, place: Place) -> None:
+def _run(jobs: list[Job], start: list[str], place: Place) -> None:
+    """start: the words before the arguments, those of a script last."""
     words = [job.going_on(place) for job in jobs]
     if len(jobs) == 1:
-        command = [*place.start(learners), str(REPOSITORY / script), *words[0]]
+        command = [*start, *words[0]]
     else:
         place.folder.mkdir(parents=True, exist_ok=True)
         file = place.folder / f"together-{os.getpid()}.jsonl"
         file.write_text("".join(json.dumps(each) + "\n" for each in words))
-        command = [*place.start(learners), str(SEVERAL), str(REPOSITORY / script), str(file)]
+        command = [*start[:-1], str(SEVERAL), start[-1], str(file)]
     names = ", ".join(job.name for job in jobs)
     print(f"{names}: {shlex.join(command)}", flush=True)
     status = subprocess.run(command, env=environment(), check=False).returncode

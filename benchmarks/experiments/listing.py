@@ -6,17 +6,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.experiments.experiment import Elsewhere, Experiment
+from benchmarks.experiments.experiment import Experiment
 
 KINDS = ("figure", "table")  # come first, in the paper's order
 
 
-def in_order(experiments: Mapping[str, Experiment | Elsewhere]) -> dict[str, Experiment | Elsewhere]:
+def in_order(experiments: Mapping[str, Experiment]) -> dict[str, Experiment]:
     """Figures by their numbers, tables by theirs, and the rest as it is."""
     return dict(sorted(experiments.items(), key=lambda item: _place(item[0])))
 
 
-def text(experiments: Mapping[str, Experiment | Elsewhere], results: Path) -> str:
+def text(experiments: Mapping[str, Experiment], results: Path) -> str:
     """A line each: what it is, what it costs at either scale, and where its result is, if there is one."""
     lines = [("name", "5 seeds", "runs", "result", "what")]
     for name, experiment in experiments.items():
@@ -42,17 +42,11 @@ def _place(name: str) -> tuple[int, int, str]:
     return KINDS.index(kind), int(digits[0]), number
 
 
-def _runs(experiment: Experiment | Elsewhere) -> str:
-    if isinstance(experiment, Elsewhere):
-        return "-"
+def _runs(experiment: Experiment) -> str:
     return " / ".join(str(len(experiment.jobs(scale, [0]))).rjust(2) for scale in ("cpu", "paper"))
 
 
-def _results(name: str, experiment: Experiment | Elsewhere, results: Path) -> list[str]:
+def _results(name: str, experiment: Experiment, results: Path) -> list[str]:
     """The folders of reports of either scale that are there."""
-    if isinstance(experiment, Elsewhere):
-        folders, file = [experiment.results], experiment.report
-    else:
-        folder, file = experiment.results or experiment.runs, f"{name}.md"
-        folders = [folder, f"{folder}-paper"]
-    return [folder for folder in folders if (results / folder / file).exists()]
+    folder = experiment.results or experiment.runs
+    return [each for each in (folder, f"{folder}-paper") if (results / each / f"{name}.md").exists()]

@@ -5,8 +5,6 @@
     python -m benchmarks.runtime validate --measurements results/comm/raw
     python -m benchmarks.runtime mixing --learners 2..4096
     python -m benchmarks.runtime delays
-    python -m benchmarks.runtime measure --list            # training runs against the clock
-    python -m benchmarks.runtime measure --only 'one-host-n2-*' -- --data-dir DIR
 
 Measurements are what `python benchmarks/comm/run.py` leaves (runs/comm; between two hosts of one's own, with --hosts,
 runs/comm-hosts: give both folders). Tables, CSV and plots go to --output.
@@ -16,19 +14,18 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.comm import arguments
-from benchmarks.runtime import documents, fit, plots, validate, wall_clock
+from benchmarks.runtime import documents, fit, plots, validate
 from benchmarks.runtime import predict as predicting
 from benchmarks.runtime.costs import Cost
 from benchmarks.runtime.fit import Fitted, Lines
 from benchmarks.runtime.predict import Question
 from benchmarks.runtime.steps import with_link
-from horovod_dpsgd.command_line import RaisingParser, amount, count, give_up, split_arguments
+from horovod_dpsgd.command_line import RaisingParser, amount, count, give_up
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.topology import TOPOLOGIES
 
@@ -40,12 +37,8 @@ JITTERS, JITTERED = (0.1, 0.5, 1.0), (2, 4, 16, 64, 256, 1024, 4096)
 
 
 def main() -> None:
-    words, more = split_arguments(sys.argv[1:])
     try:
-        given = _parser().parse_args(words)
-        if more and given.run is not _measure:
-            raise UserError("only `measure` takes further arguments, for its training runs")
-        given.more = more
+        given = _parser().parse_args()
         given.run(given)
     except (UserError, ValueError) as error:
         give_up(error, PROGRAM)
@@ -154,33 +147,6 @@ def _delays(given: argparse.Namespace) -> None:
     _where(given.output)
 
 
-def _measure(given: argparse.Namespace) -> None:
-    known = wall_clock.jobs(given.more)
-    chosen = wall_clock.chosen(known, given.only)
-    folder = given.runs
-    if given.list:
-        print("\n".join(f"{job.name:40} {wall_clock.shown(job, folder, given.timeout)}" for job in chosen))
-        return
-    wall_clock.results(known, folder)  # what cannot be used is said before hours are spent beside it
-    to_run = [] if given.report else [job for job in chosen if not wall_clock.impossible(job)]
-    failed = {}
-    for number, job in enumerate(to_run, 1):
-        print(f"[{number}/{len(to_run)}] {job.name}: {wall_clock.shown(job, folder, given.timeout)}", flush=True)
-        if reason := wall_clock.run(job, folder, given.timeout):
-            failed[job.name] = reason
-            print(f"{job.name}: {reason}", flush=True)
-    finished = wall_clock.results(known, folder)
-    with_result = {job.name for job, _ in finished}
-    missing = [job for job in known if job.name not in with_result]
-    reasons = (failed.get(job.name) or wall_clock.impossible(job) or "not yet" for job in missing)
-    not_run = "\n".join(f"* {job.name}: {reason}" for job, reason in zip(missing, reasons, strict=True))
-    text = wall_clock.report(finished) + (f"\n\nNot run:\n\n{not_run}" if not_run else "")
-    _write(given.output, "wall-clock.md", f"# Training against the clock\n\n{text}")
-    _where(given.output)
-    if failed:
-        raise UserError(f"{len(failed)} of the runs failed: {', '.join(failed)}")
-
-
 def _read(folders: list[Path]) -> list[Lines]:
     return [lines for folder in folders for lines in fit.read(folder)]
 
@@ -219,7 +185,7 @@ def _positive(text: str) -> float:
 
 def _parser() -> RaisingParser:
     parser = RaisingParser(PROGRAM, description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="predict | validate | mixing | delays | measure")
+    commands = parser.add_subparsers(required=True, metavar="predict | validate | mixing | delays")
     p = _command(commands, "predict", _predict, "step time and scaling efficiency of each algorithm")
     _measurements(p)
     p.add_argument("--model-bytes", type=arguments.weights_size, default="98MB", help="(%(default)s, ResNet-50)")
@@ -238,12 +204,6 @@ def _parser() -> RaisingParser:
     p.add_argument("--learners", type=numbers_of_learners, default="2..4096", help="default: %(default)s")
     p.add_argument("--per-node", type=count, default=8, help="of hierarchical (default: %(default)s)")
     _command(commands, "delays", _delays, "waiting under jitter, and how one delay spreads")
-    p = _command(commands, "measure", _measure, "training runs against the clock, those not done yet")
-    p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="names, or patterns such as 'one-host-*'")
-    p.add_argument("--list", action="store_true", help="print the names and commands, and stop")
-    p.add_argument("--report", action="store_true", help="run nothing, make the table")
-    p.add_argument("--runs", type=Path, default=Path("runs/runtime"), metavar="DIR", help="default: %(default)s")
-    p.add_argument("--timeout", type=_positive, default=3600.0, metavar="SECONDS", help="of a run (%(default)s)")
     return parser
 
 

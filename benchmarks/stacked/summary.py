@@ -109,6 +109,8 @@ def _sortable(value: str) -> tuple[float, str]:
 
 # ---- figure ----
 
+TOO_FAR_APART = 3  # losses of one panel, to tell small ones apart on a linear axis
+
 
 def figure(cells: Cells, over: str) -> Figure:
     by_panel: dict[str, Cells] = defaultdict(dict)
@@ -134,10 +136,16 @@ def _draw(axes: Axes, cells: Cells, over: str) -> None:
         dots = np.array([(x, loss) for x, each in losses.items() for loss in each])
         axes.plot(*dots.T, ".", color=style["color"], markersize=5)
         lost = dots[np.isinf(dots[:, 1])]
-        axes.plot(lost[:, 0], np.ones(len(lost)), "x", color=style["color"], transform=axes.get_xaxis_transform(),
-                  clip_on=False)  # fmt: skip
+        if len(lost):  # marks without a place would take part in the layout
+            at_edge = axes.get_xaxis_transform()
+            axes.plot(lost[:, 0], np.ones(len(lost)), "x", color=style["color"], transform=at_edge, clip_on=False)
     if min(at) > 0:
         axes.set_xscale("log", base=2)
+    of_all = [loss for row in cells.values() for losses in row.values() for loss in losses if math.isfinite(loss)]
+    if of_all and max(of_all) > TOO_FAR_APART * min(of_all) > 0:
+        axes.set_yscale("log")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which("{x:g}")
     axes.set_xticks(at, [f"{x:g}" for x in at], minor=False, rotation=45)
 
 
