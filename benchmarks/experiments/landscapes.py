@@ -228,15 +228,16 @@ def _hessian(name: str, _scale: Scale, loaded: Loaded, folder: Path) -> str:
 
 
 def _progression(name: str, scale: Scale, loaded: Loaded, folder: Path, *, ends: Mapping[Scale, Sequence[int]]) -> str:
+    everyone = Seen(loaded)  # with what they have logged themselves
     seen = Seen(loaded, "smoothing")
-    figures.save(figures.progression(seen.runs, seen.runs[0].result["lr"]), folder / name)
+    figures.save(figures.progression(everyone.runs, everyone.runs[0].result["lr"]), folder / name)
     points = {run.folder.name: seen.of(run, "smoothing") for run in seen.runs}
     figures.save(landscapes.smoothing(points, seen.labels(seen.runs)), folder / f"{name}-smoothing")
     return "\n\n".join(
         [
             "Effective learning rate, and DPSGD's noise with both sides of eq. 5, at the steps where the run measured "
             "them. Of each run the median over the steps of a period, and of those the median and range.",
-            _dynamics_table(seen, ends[scale]),
+            _dynamics_table(everyone, ends[scale]),
             f"![effective rate and noise along training]({name}.png)",
             "Theorem 1 at checkpoints: sigma, the standard deviation of one weight between learners; the smoothness of "
             "the loss L and of the smoothed loss that DPSGD descends, at w_a in the worst direction found; and the "
