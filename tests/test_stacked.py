@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import subprocess
@@ -141,3 +142,8 @@ def test_the_figure_has_a_line_of_medians_and_a_cross_for_each_lost_run():
     assert list(lines["ssgd"].get_xdata()) == [2, 10] and list(lines["ssgd"].get_ydata()) == [4, 2]
     crosses = [x for line in axes.get_lines() if line.get_marker() == "x" for x in line.get_xdata()]
     assert crosses == [2, 2, 10]
+    (axes,) = summary.figure(summary.cells(some_lines()), "lr", [summary.level("states known=3.5")]).axes
+    assert len([line for line in axes.get_lines() if set(line.get_ydata()) == {3.5}]) == 1
+    assert [text.get_text() for text in axes.texts] == ["states known"]
+    with pytest.raises(argparse.ArgumentTypeError, match="'3.5' is not NAME=LOSS"):
+        summary.level("3.5")

@@ -212,6 +212,7 @@ def _figure(times: Times) -> Figure:
             ratios = {setting: times.beside_ssgd(setting, method) for setting in ladder}
             there = [setting for setting, found in ratios.items() if found]
             style = figures.STYLES[look.style] | {"marker": look.marker, "markersize": 5}
+            style |= {"linestyle": "none"} if ladder is late else {}  # these are in no order
             medians = [float(np.median(ratios[setting])) for setting in there]
             axes.plot([places[setting] for setting in there], medians, label=look.label, **style)
         names = [each.disturbed or each.link or f"{each.learners} learners" for each in ladder]

@@ -1,15 +1,16 @@
 """Stacked runs as a table: what was varied down, algorithms across, the last held-out loss in each cell.
 
     python -m benchmarks.stacked.summary map.jsonl > map.md
-    python -m benchmarks.stacked.summary map.jsonl --over lr --figure map.png > map.md
+    python -m benchmarks.stacked.summary map.jsonl --over lr --figure map.png --level chance=8.51 > map.md
 
 Cells are medians over seeds, of which a run that ended in NaN or infinity ("lost") has the worst loss of all, and in
 brackets the range of the others. The figure has a panel for each setting of what else was varied, a dot for each run
-and a line through the medians; lost runs are crosses at the upper edge.
+and a line through the medians; lost runs are crosses at the upper edge, levels of loss thin lines across.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections import defaultdict
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from horovod_dpsgd.command_line import OneLineParser
+from horovod_dpsgd.command_line import OneLineParser, amount
 from horovod_dpsgd.errors import UserError
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import INDIFFERENT
@@ -37,6 +38,9 @@ def main() -> None:
     p.add_argument("map", type=Path, metavar="MAP.jsonl", help="what benchmarks.stacked has written")
     p.add_argument("--over", default="lr", metavar="KEY", help="the varied number on the figure's axis (default: lr)")
     p.add_argument("--figure", type=Path, metavar="FILE", help="drawn as FILE.png and FILE.svg")
+    p.add_argument(
+        "--level", type=level, action="append", default=[], metavar="NAME=LOSS", help="to be drawn in; may be repeated"
+    )
     given = p.parse_args()
     try:
         found = cells([json.loads(line) for line in given.map.read_text().splitlines()])
@@ -45,7 +49,7 @@ def main() -> None:
     if given.figure:
         if not found or not all(_sortable(dict(varied).get(given.over, ""))[0] < math.inf for varied in found):
             p.error(f"--over {given.over}: not every run of {given.map} has a number for it")
-        figures.save(figure(found, given.over), given.figure)
+        figures.save(figure(found, given.over, given.level), given.figure)
     print(markdown(found))
 
 
@@ -112,13 +116,24 @@ def _sortable(value: str) -> tuple[float, str]:
 TOO_FAR_APART = 3  # losses of one panel, to tell small ones apart on a linear axis
 
 
-def figure(cells: Cells, over: str) -> Figure:
+def level(text: str) -> tuple[str, float]:
+    """ "chance=8.51" """
+    name, _, loss = text.rpartition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=LOSS")
+    return name, amount(loss)
+
+
+def figure(cells: Cells, over: str, levels: Sequence[tuple[str, float]] = ()) -> Figure:
     by_panel: dict[str, Cells] = defaultdict(dict)
     for varied, row in cells.items():
         by_panel[", ".join(f"{key} {value}" for key, value in varied if key != over)][varied] = row
     drawing, panels = figures.panels(len(by_panel))
     for axes, (title, of_panel) in zip(panels, by_panel.items(), strict=True):
         _draw(axes, of_panel, over)
+        for name, loss in levels:
+            axes.axhline(loss, color="0.5", linewidth=0.8, zorder=0)
+            axes.annotate(name, (1, loss), xycoords=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=7)
         axes.set(xlabel=over, ylabel="held-out loss", title=title)
         axes.legend(fontsize="small")
     return drawing
