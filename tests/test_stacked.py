@@ -145,5 +145,5 @@ def test_the_figure_has_a_line_of_medians_and_a_cross_for_each_lost_run():
     (axes,) = summary.figure(summary.cells(some_lines()), "lr", [summary.level("states known=3.5")]).axes
     assert len([line for line in axes.get_lines() if set(line.get_ydata()) == {3.5}]) == 1
     assert [text.get_text() for text in axes.texts] == ["states known"]
-    with pytest.raises(argparse.ArgumentTypeError, match="'3.5' is not NAME=LOSS"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'3\.5' is not NAME=LOSS"):
         summary.level("3.5")
