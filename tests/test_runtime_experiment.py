@@ -68,7 +68,7 @@ def test_an_algorithm_is_compared_with_ssgd_of_the_same_place_and_seed(tmp_path)
 
 
 def test_runs_that_this_machine_cannot_make_are_left_out_and_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runtime, "why_not", lambda: "no namespaces here")
+    monkeypatch.setattr(runtime.netns, "why_not", lambda: "no namespaces here")
     started = []
 
     def start(command, **_):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments.launch import REPOSITORY
+from benchmarks.two_hosts import netns
 from horovod_dpsgd.launching import mpirun, mpirun_on
 
 LINKS = {"unlimited": None, "1gbit": "1gbit"}  # between emulated hosts: name, and limit as `tc` writes it
@@ -48,10 +49,7 @@ class Job:
         if self.hosts:
             return [*mpirun_on(self.hosts, 2), *words]
         if self.link:
-            rate = LINKS[self.link]
-            limit = ["--rate", rate] if rate else []
-            world = [sys.executable, "-m", "benchmarks.two_hosts", *limit]
-            return [*world, *mpirun_on(EMULATED, 2), *words]
+            return [*netns.words(LINKS[self.link]), *mpirun_on(EMULATED, 2), *words]
         return [*mpirun(self.learners), *words] if self.learners > 1 else words
 
     def shown(self, quick: bool = False) -> str:

@@ -140,7 +140,7 @@ def run_all(jobs: list[Job], place: Place) -> Loaded:
     for (script, start), alike in itertools.groupby(to_do, lambda job: (job.script, job.start(place))):
         group = list(alike)
         for at in range(0, len(group), place.together):
-            _run(group[at : at + place.together], [*start, str(REPOSITORY / script)], place)
+            _run(group[at : at + place.together], start, script, place)
     for job in jobs:
         if job.found(place) is not None:
             _keep(job, place)
@@ -167,16 +167,15 @@ def _load_all(jobs: Iterable[Job], place: Place) -> Loaded:
     return Loaded(runs, [each for each in loaded if isinstance(each, Points)])
 
 
-def _run(jobs: list[Job], start: list[str], place: Place) -> None:
-    """start: the words before the arguments, those of a script last."""
+def _run(jobs: list[Job], start: list[str], script: str, place: Place) -> None:
     words = [job.going_on(place) for job in jobs]
     if len(jobs) == 1:
-        command = [*start, *words[0]]
+        command = [*start, str(REPOSITORY / script), *words[0]]
     else:
         place.folder.mkdir(parents=True, exist_ok=True)
         file = place.folder / f"together-{os.getpid()}.jsonl"
         file.write_text("".join(json.dumps(each) + "\n" for each in words))
-        command = [*start[:-1], str(SEVERAL), start[-1], str(file)]
+        command = [*start, str(SEVERAL), str(REPOSITORY / script), str(file)]
     names = ", ".join(job.name for job in jobs)
     print(f"{names}: {shlex.join(command)}", flush=True)
     status = subprocess.run(command, env=environment(), check=False).returncode

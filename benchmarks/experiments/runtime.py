@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.experiments import cv
+from benchmarks.experiments import cells, cv
+from benchmarks.experiments.cells import DPSGD, SSGD
 from benchmarks.experiments.experiment import Experiment, Line, Scale
 from benchmarks.experiments.launch import Job, Loaded, Place
-from benchmarks.two_hosts.netns import why_not
+from benchmarks.two_hosts import netns
 from horovod_dpsgd.launching import mpirun_on
 from horovod_dpsgd.report import figures, table
 from horovod_dpsgd.report.runs import Run
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
 TRAIN = "benchmarks/cv/train.py"
 NETWORK = "model_options.hidden=[1000, 1000]"  # 1.8 million weights
 COMMON: dict[Scale, tuple[str, ...]] = {
-    "cpu": ("--recipe", "mnist", "--batch-size", "1600", "--max-steps", "150", "--set", NETWORK, "--log-every", "5"),
+    "cpu": (
+        *("--recipe", "mnist", "--batch-size", "1600", "--max-steps", "150", "--set", NETWORK, "--log-every", "5"),
+        *("--lr", "0.5"),  # of SGD: a method's own, which comes later, counts
+    ),
     "paper": ("--recipe", "cifar10", "--batch-size", "8192", "--max-steps", "1500", "--log-every", "5"),
 }
-RATE: dict[Scale, tuple[str, ...]] = {"cpu": ("--lr", "0.5"), "paper": ()}  # of SGD
-LAMB = (*cv.LAMB, "--lr", "0.01")
 LOSS: dict[Scale, float] = {"cpu": 0.4, "paper": 1.5}  # nats
 LEARNERS: dict[Scale, tuple[int, ...]] = {"cpu": (2, 4, 8, 16), "paper": (16,)}
 DISTURBED_LEARNERS: dict[Scale, int] = {"cpu": 4, "paper": 16}
@@ -45,27 +47,18 @@ LINKS: dict[str, str | None] = {"unlimited": None, "1gbit": "1gbit", "200mbit": 
 
 
 @dataclass(frozen=True)
-class Method:
-    """An algorithm. style: of `figures.STYLES`; marker: tells those of one style apart."""
+class Method(cells.Method):
+    """marker: tells those of one style apart."""
 
-    label: str
-    algo: tuple[str, ...]
-    style: str
     marker: str
-    lamb: bool = False
-
-    def arguments(self, scale: Scale) -> tuple[str, ...]:
-        return (*self.algo, *(LAMB if self.lamb else RATE[scale]))
 
 
 METHODS = {
-    "ssgd": Method("SSGD", ("--algo", "ssgd"), "ssgd", "s"),
-    "ssgd-lamb": Method("SSGD, LAMB", ("--algo", "ssgd"), "ssgd-lamb", "D", lamb=True),
-    "dpsgd-matching": Method("DPSGD, matching", ("--algo", "dpsgd", "--topology", "matching"), "dpsgd", "o"),
-    "dpsgd-ring": Method("DPSGD, ring", ("--algo", "dpsgd", "--topology", "ring"), "dpsgd", "v"),
-    "dpsgd-hierarchical": Method(
-        "DPSGD, hierarchical", ("--algo", "dpsgd", "--topology", "hierarchical"), "dpsgd", "^"
-    ),
+    "ssgd": Method("SSGD", SSGD.arguments, "ssgd", "s"),
+    "ssgd-lamb": Method("SSGD, LAMB", (*cv.SSGD_LAMB.arguments, "--lr", "0.01"), "ssgd-lamb", "D"),
+    "dpsgd-matching": Method("DPSGD, matching", (*DPSGD.arguments, "--topology", "matching"), "dpsgd", "o"),
+    "dpsgd-ring": Method("DPSGD, ring", (*DPSGD.arguments, "--topology", "ring"), "dpsgd", "v"),
+    "dpsgd-hierarchical": Method("DPSGD, hierarchical", (*DPSGD.arguments, "--topology", "hierarchical"), "dpsgd", "^"),
     "adpsgd-matching": Method("AD-PSGD, matching", ("--algo", "adpsgd", "--topology", "matching"), "adpsgd", "x"),
 }
 DISTURBED: dict[str, tuple[str, ...]] = {
@@ -90,13 +83,20 @@ class Setting:
             return "one host"
         return f"two emulated hosts, link {'of ' if LINKS[self.link] else ''}{self.link}"
 
+    @property
+    def ladder(self) -> str:
+        """What it is a rung of, in words."""
+        if self.link is None and not self.disturbed:
+            return "one host"
+        return f"{'two emulated hosts' if self.link else 'one host'}, {self.learners} learners"
+
     def name(self, method: str) -> str:
         """Of a run, before its seed."""
         host = f"two-hosts-{self.link}" if self.link else "one-host"
         return "-".join(filter(None, [host, f"n{self.learners}", method, self.disturbed]))
 
     def job(self, scale: Scale, method: str, seed: int) -> Job:
-        words = (*COMMON[scale], *METHODS[method].arguments(scale), *DISTURBED.get(self.disturbed, ()))
+        words = (*COMMON[scale], *METHODS[method].arguments, *DISTURBED.get(self.disturbed, ()))
         name, arguments = f"{self.name(method)}-seed{seed}", (*words, "--seed", str(seed))
         if self.link is None:
             return Job(name, TRAIN, self.learners, arguments)
@@ -111,12 +111,11 @@ class OnTwoHosts(Job):
 
     def start(self, place: Place) -> list[str]:
         half = self.learners // 2
-        limit = ["--rate", self.rate] if self.rate else []
-        world = [sys.executable, "-m", "benchmarks.two_hosts", *limit]
-        return [*world, *mpirun_on(f"host1:{half},host2:{half}", self.learners), sys.executable]
+        hosts = mpirun_on(f"host1:{half},host2:{half}", self.learners)
+        return [*netns.words(self.rate), *hosts, sys.executable]
 
     def impossible(self) -> str | None:
-        return why_not()
+        return netns.why_not()
 
 
 def settings(scale: Scale) -> list[Setting]:
@@ -198,21 +197,17 @@ def _table(times: Times, cores: int) -> str:
 
 def _figure(times: Times) -> Figure:
     """Speed beside SSGD's: over learners of one host, and over links between two."""
-    ladders = {"one host": [each for each in times.settings if each.link is None and not each.disturbed]}
-    for n in LEARNERS_ON_TWO_HOSTS:
-        words = f"two emulated hosts, {n} learners"
-        ladders[words] = [each for each in times.settings if each.link is not None and each.learners == n]
-    late = [each for each in times.settings if each.disturbed]
-    ladders[f"one host, {late[0].learners} learners" if late else ""] = late
-    shown = {title: ladder for title, ladder in ladders.items() if ladder}
-    figure, grid = figures.panels(len(shown))
-    for axes, (title, ladder) in zip(grid, shown.items(), strict=True):
+    ladders: dict[str, list[Setting]] = {}
+    for setting in sorted(times.settings, key=lambda each: bool(each.disturbed)):  # those come last
+        ladders.setdefault(setting.ladder, []).append(setting)
+    figure, grid = figures.panels(len(ladders))
+    for axes, (title, ladder) in zip(grid, ladders.items(), strict=True):
         places = {setting: place for place, setting in enumerate(ladder)}
         for method, look in METHODS.items():
             ratios = {setting: times.beside_ssgd(setting, method) for setting in ladder}
             there = [setting for setting, found in ratios.items() if found]
             style = figures.STYLES[look.style] | {"marker": look.marker, "markersize": 5}
-            style |= {"linestyle": "none"} if ladder is late else {}  # these are in no order
+            style |= {"linestyle": "none"} if ladder[0].disturbed else {}  # these are in no order
             medians = [float(np.median(ratios[setting])) for setting in there]
             axes.plot([places[setting] for setting in there], medians, label=look.label, **style)
         names = [each.disturbed or each.link or f"{each.learners} learners" for each in ladder]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -24,6 +25,11 @@ from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 _PROGRAMS = ("setpriv", "unshare", "nsenter", "ip", "hostname")
+
+
+def words(rate: str | None) -> list[str]:
+    """Those that run the command behind them on host1. rate: as of `run_on_host1`."""
+    return [sys.executable, "-m", "benchmarks.two_hosts", *(["--rate", rate] if rate else [])]
 
 
 @cache
